@@ -1,0 +1,126 @@
+"""Decode a version once, and keep the pixels in a memory-mapped file."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from flatfix.console import progress
+from flatfix.data.splits import SPLITS, quotas, rank
+from flatfix.data.version import DatasetVersion
+from flatfix.errors import UserError, one_of
+from flatfix.inference.decode import RESIZE_RULES, decode, resize
+
+# Part of the file name: raise it when `decode` or `resize` changes a pixel, or the order of rows changes.
+CACHE_VERSION = 1
+CHUNK = 64  # pictures a thread decodes at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Hold one split, ready for a model.
+
+    Attributes:
+        inputs: `[N, H, W, 3]` uint8 pictures, memory-mapped, or `[N, D]` float32 features.
+        labels: `[N]` int64, positions in the manifest's classes.
+        ids: of the pictures.
+        split: train, val or test.
+    """
+
+    inputs: NDArray[Any]
+    labels: NDArray[np.int64]
+    ids: list[str]
+    split: str
+
+    def __len__(self) -> int:
+        """Count the examples."""
+        return len(self.ids)
+
+    def select(self, indices: Sequence[int] | NDArray[np.int64]) -> Examples:
+        """Return these rows, in this order, copied into memory."""
+        rows = np.asarray(indices, dtype=np.int64)
+        return Examples(self.inputs[rows], self.labels[rows], [self.ids[row] for row in rows], self.split)
+
+
+def decoded(version: DatasetVersion, split: str, *, image_size: int, resize: str, cache_dir: Path) -> Examples:
+    """Return a split as pictures of `image_size` x `image_size`, decoding them only the first time.
+
+    The file is named by the version's digest, the split, the size and the resize rule, and appears when it is
+    complete. Pixels are mapped copy-on-write: writing to them changes neither the file nor what others see.
+
+    Raises:
+        UserError: for a size, rule or split that does not exist, and for a damaged version.
+    """
+    one_of("dataset.resize", resize, RESIZE_RULES)
+    if image_size < 1:
+        raise UserError(f"dataset.image_size={image_size}: must be at least 1.")
+    rows = _rows(version, split)
+    path = cache_dir / f"{version.manifest.digest[:32]}-{split}-{image_size}-{resize}-v{CACHE_VERSION}.npy"
+    if not path.exists():
+        _build(version, rows, image_size, resize, path)
+    code = {name: label for label, name in enumerate(version.manifest.classes)}
+    labels = np.array([code[row["label"]] for row in rows], dtype=np.int64)
+    return Examples(np.load(path, mmap_mode="c"), labels, [row["id"] for row in rows], split)
+
+
+def sample(examples: Examples, fraction: float, seed: int) -> Examples:
+    """Return a seeded part of the examples with the same share of every class, in their order.
+
+    Raises:
+        UserError: for a fraction outside (0, 1], or one that leaves nothing.
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(f"dataset.sample_fraction={fraction}: must be above 0 and at most 1.")
+    if fraction == 1:
+        return examples
+    members = [np.flatnonzero(examples.labels == label).tolist() for label in np.unique(examples.labels)]
+    kept: list[int] = []
+    for rows, quota in zip(members, quotas([len(rows) for rows in members], fraction), strict=True):
+        kept += sorted(rows, key=lambda row: rank(examples.ids[row], seed))[:quota]
+    if not kept:
+        raise UserError(f"dataset.sample_fraction={fraction}: leaves none of {len(examples)} pictures.")
+    return examples.select(sorted(kept))
+
+
+def _rows(version: DatasetVersion, split: str) -> list[dict[str, Any]]:
+    """Return the index rows of a split, in an order that depends on nothing but the ids.
+
+    Versions with the same digest share a cache file, whatever order their indices have.
+    """
+    one_of("split", split, SPLITS)
+    columns = ["id", "split", "label", "shard", "offset", "length"]
+    index = version.index().select(columns).filter(pc.field("split") == split)
+    return sorted(index.to_pylist(), key=lambda row: rank(row["id"]))
+
+
+def _build(version: DatasetVersion, rows: Sequence[dict[str, Any]], size: int, rule: str, path: Path) -> None:
+    """Decode in threads (Pillow releases the GIL) into a temporary file beside `path`, then rename it."""
+    shards = {name: np.memmap(version.shard(name), mode="r") for name in sorted({row["shard"] for row in rows})}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{uuid.uuid4().hex}.partial")
+
+    def fill(start: int) -> int:
+        stop = min(start + CHUNK, len(rows))
+        for place, row in enumerate(rows[start:stop], start):
+            data = shards[row["shard"]][row["offset"] : row["offset"] + row["length"]]
+            pixels[place] = resize(decode(data.tobytes()), size, rule)
+        return stop - start
+
+    try:
+        pixels = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(len(rows), size, size, 3))
+        with ThreadPoolExecutor() as pool, progress("Decoding", len(rows)) as advance:
+            for count in pool.map(fill, range(0, len(rows), CHUNK)):
+                advance(count)
+        pixels.flush()
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

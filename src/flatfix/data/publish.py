@@ -1,0 +1,236 @@
+"""Freeze a source into a dataset version."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from flatfix.data.manifest import Colour, Content, Manifest, Scalar, Shard, digest
+from flatfix.data.sources.base import Record, Source
+from flatfix.data.splits import SPLITS, SplitRule, assign, rank
+from flatfix.data.staging import Row, stage
+from flatfix.data.store import Store, StoreConflictError
+from flatfix.data.version import (
+    INDEX_NAME,
+    INDEX_SCHEMA,
+    MANIFEST_NAME,
+    DatasetVersion,
+    file_sha256,
+    is_held,
+    not_held,
+    open_version,
+    version_key,
+)
+from flatfix.errors import UserError, one_of
+
+ON_BAD_IMAGE = ("error", "skip")
+MAX_NAMED = 20  # unreadable files named in one message
+
+
+def publish(
+    source: Source,
+    store: Store,
+    *,
+    name: str,
+    version: str,
+    rule: SplitRule,
+    on_bad_image: str = "error",
+    shard_bytes: int = 256 << 20,
+) -> Manifest:
+    """Write every picture of the source into the store as one version, and return its manifest.
+
+    Everything is read, decoded and written to a temporary folder first, which takes as much room as the dataset
+    (`TMPDIR` chooses the disk); then the shards and the index go to the store, and the manifest last. A version that
+    exists with the same digest is left as it is.
+
+    Raises:
+        UserError: for unreadable pictures unless `on_bad_image` is `skip`, and for a version that exists with other
+            content. In both cases the store is as it was.
+    """
+    one_of("dataset.on_bad_image", on_bad_image, ON_BAD_IMAGE)
+    version_key(name, version)  # a wrong name is known now, not after the reading
+    with TemporaryDirectory(prefix="flatfix-publish-") as temporary:
+        folder = Path(temporary)
+        staged = stage(source, _plan(source, rule), folder, shard_bytes)
+        if staged.unreadable and on_bad_image == "error":
+            raise _unreadable(staged.unreadable)
+        if not staged.levels.any():
+            raise UserError(f"dataset.source: no readable train picture for {name}/{version}.")
+        pq.write_table(pa.Table.from_pylist(staged.rows, schema=INDEX_SCHEMA), folder / INDEX_NAME)
+        splits = _counts(staged.rows, source.classes)
+        mean, std = _mean_and_std(staged.levels)
+        manifest = Manifest(
+            name=name,
+            version=version,
+            digest=digest(source.classes, (_content(row) for row in staged.rows)),
+            classes=source.classes,
+            splits=splits,
+            mean=mean,
+            std=std,
+            source=_configuration(source, rule, on_bad_image),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            shards=tuple(_shard(folder / shard) for shard in staged.shard_names),
+            index_sha256=file_sha256(folder / INDEX_NAME),
+            findings=_findings(staged.unreadable, splits),
+        )
+        return _commit(store, manifest, folder)
+
+
+_freeze = publish  # `resolve` has a parameter of that name
+
+
+def resolve(
+    store: Store,
+    *,
+    name: str,
+    version: str,
+    source: Source | None,
+    publish: bool | None,
+    rule: SplitRule,
+    on_bad_image: str,
+) -> DatasetVersion:
+    """Return the version that a run names, publishing it first where that is allowed.
+
+    A version that the store holds is used as it is. Another is published from `source` if `publish` is true, or if
+    it is None and the store is local. Without a source there is nothing to publish, and nothing to compare.
+
+    Raises:
+        UserError: when the version is held but was published with another configuration, which would be ignored; or
+            when it is not held and may not be published: the message lists the versions that exist.
+    """
+    if is_held(store, name, version):
+        held = open_version(store, name, version)
+        if source is not None:
+            _refuse_ignored(held.manifest, _configuration(source, rule, on_bad_image))
+        return held
+    if source is None:
+        raise not_held(store, name, version, "Name one that it holds, or a dataset with a source to publish from.")
+    if not (store.is_local if publish is None else publish):
+        raise not_held(store, name, version, "Set dataset.publish=true to publish it from the configured source.")
+    _freeze(source, store, name=name, version=version, rule=rule, on_bad_image=on_bad_image)
+    return open_version(store, name, version)
+
+
+def _plan(source: Source, rule: SplitRule) -> list[Record]:
+    """Give every record its final id and split, and an order in which any run of pictures is a fair sample."""
+    records = _with_final_ids(source.records())
+    records = [replace(record, split=split) for record, split in zip(records, assign(records, rule), strict=True)]
+    return sorted(records, key=lambda record: (SPLITS.index(str(record.split)), rank(record.id)))
+
+
+def _with_final_ids(records: Sequence[Record]) -> list[Record]:
+    """Make ids fit for the name of a tar member, and unique whatever the order of the records.
+
+    Dots go, because WebDataset takes all after the first for the extension. Unicode is composed, because some file
+    systems compose what others decompose.
+    """
+    taken: set[str] = set()
+    renamed = []
+    for record in sorted(records, key=lambda record: (record.id, record.location)):
+        text = unicodedata.normalize("NFC", record.id).strip("/")
+        id = stem = "".join("_" if char == "." or not char.isprintable() else char for char in text)
+        number = 1
+        while id in taken:
+            number += 1
+            id = f"{stem}~{number}"
+        taken.add(id)
+        renamed.append(replace(record, id=id))
+    return renamed
+
+
+def _configuration(source: Source, rule: SplitRule, on_bad_image: str) -> dict[str, Scalar]:
+    """Return what determines a version's content, by option path below `dataset`."""
+    return {
+        **{f"source.{key}": value for key, value in source.describe().items()},
+        **{f"split.{key}": value for key, value in asdict(rule).items()},
+        "on_bad_image": on_bad_image,
+    }
+
+
+def _refuse_ignored(held: Manifest, configured: dict[str, Scalar]) -> None:
+    """Raise UserError for the first value that differs from the one the version was published with.
+
+    Where the pictures lie may differ; an option that the version knows nothing of is not compared.
+    """
+    for key, value in configured.items():
+        published = held.source.get(key, value)
+        if published != value and not key.endswith("root"):
+            option = "source" if key == "source.kind" else key
+            raise UserError(
+                f"dataset.{option}={value}: {held.name}/{held.version} is already published, with {published}, and a "
+                f"version never changes, so the value would be ignored. Set it back to {published}, name another "
+                "dataset.version, or use the version without a source (dataset=published)."
+            )
+
+
+def _unreadable(files: Sequence[str]) -> UserError:
+    named = "".join(f"\n  {file}" for file in files[:MAX_NAMED])
+    more = f"\n  and {len(files) - MAX_NAMED} more" if len(files) > MAX_NAMED else ""
+    return UserError(
+        f"dataset.source: {len(files)} unreadable pictures, nothing was published:{named}{more}\n"
+        "Repair or remove them, or set dataset.on_bad_image=skip to leave them out."
+    )
+
+
+def _content(row: Row) -> Content:
+    target = None if row["target"] is None else tuple(map(float, row["target"]))
+    return Content(row["id"], row["split"], row["label"], target, row["group"], row["sha256"])
+
+
+def _counts(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, dict[str, int]]:
+    counts = Counter((row["split"], row["label"]) for row in rows)
+    return {split: {label: counts[split, label] for label in classes} for split in SPLITS}
+
+
+def _findings(unreadable: Sequence[str], splits: dict[str, dict[str, int]]) -> tuple[str, ...]:
+    empty = [
+        f"no picture of class {label} in {split}"
+        for split, counts in splits.items()
+        for label, count in counts.items()
+        if count == 0 and any(counts.values())
+    ]
+    return (*empty, *(f"skipped {file}" for file in unreadable))
+
+
+def _mean_and_std(levels: NDArray[np.float64]) -> tuple[Colour, Colour]:
+    """Return red, green and blue from how often each level occurs, `[3, 256]`."""
+    weights = levels / levels.sum(axis=1, keepdims=True)
+    values = np.arange(256) / 255
+    mean = weights @ values
+    std = np.sqrt(np.maximum(weights @ values**2 - mean**2, 0))
+    return tuple(mean.round(6).tolist()), tuple(std.round(6).tolist())
+
+
+def _shard(path: Path) -> Shard:
+    return Shard(path.name, path.stat().st_size, file_sha256(path))
+
+
+def _commit(store: Store, manifest: Manifest, folder: Path) -> Manifest:
+    """Put the files into the store, the manifest last; leave alone what is there already."""
+    name, version = manifest.name, manifest.version
+    key = version_key(name, version)
+    with suppress(StoreConflictError):  # another process was faster: compare with what it published
+        if not is_held(store, name, version):
+            for file in (*(shard.name for shard in manifest.shards), INDEX_NAME):
+                store.put_file(f"{key}/{file}", folder / file)
+            store.put_bytes(f"{key}/{MANIFEST_NAME}", manifest.to_json(), exclusive=True)
+            return manifest
+    held = open_version(store, name, version).manifest
+    if held.digest != manifest.digest:
+        raise UserError(
+            f"dataset.version={version}: {store.uri} holds {name}/{version} with other content (digest "
+            f"{held.digest[:12]}, the source now gives {manifest.digest[:12]}), and a version never changes. "
+            "Publish under another dataset.version."
+        )
+    return held

@@ -1,0 +1,99 @@
+"""Read, check and decode every picture of a source once, and lay the readable ones into shards."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flatfix.console import progress
+from flatfix.data.shards import ShardWriter
+from flatfix.data.sources.base import Record, Source
+from flatfix.inference.decode import UnreadableImageError, decode
+
+Row = dict[str, Any]  # one line of the index, by the names of `version.INDEX_SCHEMA`
+AHEAD = 64  # pictures in memory at a time: enough to keep every thread busy
+
+
+@dataclass(frozen=True)
+class Staged:
+    """What a folder of shards holds.
+
+    Attributes:
+        rows: of the index, in the order of the shards.
+        shard_names: of the tar files in the folder.
+        unreadable: location and reason of every picture left out, sorted.
+        levels: `[3, 256]`, how often each level of red, green and blue occurs in the train pictures, where every
+            picture adds 1 to each channel.
+    """
+
+    rows: list[Row]
+    shard_names: list[str]
+    unreadable: list[str]
+    levels: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Picture:
+    record: Record
+    data: bytes
+    sha256: str
+    width: int
+    height: int
+    levels: NDArray[np.float64]
+
+
+def stage(source: Source, records: Sequence[Record], folder: Path, shard_bytes: int) -> Staged:
+    """Write the readable pictures into shards, in the order of `records`."""
+    rows: list[Row] = []
+    unreadable: list[str] = []
+    levels = np.zeros((3, 256))
+    with ShardWriter(folder, shard_bytes) as shards, progress("Publishing", len(records)) as advance:
+        for picture in _examined(source, records):
+            advance(1)
+            if isinstance(picture, str):
+                unreadable.append(picture)
+                continue
+            row: Row = {name: getattr(picture.record, name) for name in ("id", "split", "label", "target", "group")}
+            row |= shards.add(picture.record, picture.data)._asdict()
+            row |= {name: getattr(picture, name) for name in ("width", "height", "sha256")}
+            rows.append(row)
+            if picture.record.split == "train":
+                levels += picture.levels
+    return Staged(rows, shards.names, sorted(unreadable), levels)
+
+
+def _examined(source: Source, records: Iterable[Record]) -> Iterator[_Picture | str]:
+    """Examine in threads (Pillow and the disk release the GIL), a bounded number of pictures ahead.
+
+    From Python 3.14 on this is `Executor.map` with its `buffersize`.
+    """
+    pending: deque[Future[_Picture | str]] = deque()
+    with ThreadPoolExecutor() as pool:
+        for record in records:
+            pending.append(pool.submit(_examine, source, record))
+            if len(pending) == AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _examine(source: Source, record: Record) -> _Picture | str:
+    """Return the picture, or its location and why it cannot be read."""
+    try:
+        data = source.read(record)
+        pixels = decode(data)
+    except UnreadableImageError as error:
+        return f"{record.location}: {error}"
+    except OSError as error:
+        return f"{record.location}: {error.strerror or error}"
+    height, width, channels = pixels.shape
+    levels = [np.bincount(pixels[..., channel].ravel(), minlength=256) for channel in range(channels)]
+    return _Picture(record, data, hashlib.sha256(data).hexdigest(), width, height, np.array(levels) / (height * width))

@@ -1,0 +1,129 @@
+"""Where dataset versions are kept: a folder now, object storage behind the same few verbs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+from flatfix.errors import UserError
+
+Keys = list[str]  # inside a class with a method `list`, the name means the method
+
+
+class StoreConflictError(Exception):
+    """Report that a key that had to be new is already taken."""
+
+
+class Store(Protocol):
+    """Files under keys like `datasets/elpv/v1/manifest.json`; a key is there whole or not at all."""
+
+    @property
+    def uri(self) -> str:
+        """Where the store is."""
+        ...
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the files lie on this machine."""
+        ...
+
+    def exists(self, key: str) -> bool:
+        """Say whether the key holds something."""
+        ...
+
+    def read(self, key: str) -> bytes:
+        """Return the content; FileNotFoundError where there is none."""
+        ...
+
+    def path(self, key: str) -> Path:
+        """Return a local file with the content, fetched if need be; FileNotFoundError where there is none."""
+        ...
+
+    def list(self, prefix: str) -> Keys:
+        """Return the keys that begin with the prefix, sorted."""
+        ...
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Copy a local file to the key."""
+        ...
+
+    def put_bytes(self, key: str, data: bytes, exclusive: bool = False) -> None:
+        """Write the content; with `exclusive`, StoreConflictError if the key holds something already."""
+        ...
+
+
+class LocalStore:
+    """Keep the files in a folder, which is made when the first file is put there.
+
+    `uri` is a path or a `file://` address. An exclusive put needs a file system with hard links.
+    """
+
+    is_local = True
+
+    def __init__(self, uri: str | Path) -> None:
+        scheme, _, path, _, _ = urlsplit(str(uri))
+        if scheme not in ("", "file"):
+            raise UserError(f"store.uri={uri}: not a folder. Valid: a path, or file:///path.")
+        self.root = Path(unquote(path) if scheme else uri).expanduser().absolute()
+
+    @property
+    def uri(self) -> str:
+        """The folder as a `file://` address."""
+        return self.root.as_uri()
+
+    def exists(self, key: str) -> bool:
+        """Say whether the file is there."""
+        return (self.root / key).is_file()
+
+    def read(self, key: str) -> bytes:
+        """Return the file's content."""
+        return (self.root / key).read_bytes()
+
+    def path(self, key: str) -> Path:
+        """Return the file itself."""
+        if not self.exists(key):
+            raise FileNotFoundError(self.root / key)
+        return self.root / key
+
+    def list(self, prefix: str) -> Keys:
+        """Return the keys that begin with the prefix, without what is still being written."""
+        start = self.root / prefix
+        folder = start if prefix.endswith("/") or not prefix else start.parent
+        files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        keys = (path.relative_to(self.root).as_posix() for path in files)
+        return sorted(key for key in keys if key.startswith(prefix))
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Copy the file."""
+        with self._written(key) as (partial, final):
+            shutil.copyfile(path, partial)
+            os.replace(partial, final)
+
+    def put_bytes(self, key: str, data: bytes, exclusive: bool = False) -> None:
+        """Write the file; with `exclusive`, a hard link makes sure that only one writer wins."""
+        with self._written(key) as (partial, final):
+            partial.write_bytes(data)
+            if not exclusive:
+                os.replace(partial, final)
+                return
+            try:
+                os.link(partial, final)
+            except FileExistsError as error:
+                raise StoreConflictError(f"{key} is already in {self.uri}") from error
+
+    @contextmanager
+    def _written(self, key: str) -> Iterator[tuple[Path, Path]]:
+        """Yield a temporary path beside the final one, which is never listed and always cleared away."""
+        final = self.root / key
+        final.parent.mkdir(parents=True, exist_ok=True)
+        partial = final.with_name(f".{uuid.uuid4().hex}.partial")
+        try:
+            yield partial, final
+        finally:
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,141 @@
+"""Open the dataset versions that a store holds."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flatfix.data.manifest import Manifest
+from flatfix.data.store import Store
+from flatfix.errors import UserError, did_you_mean
+
+MANIFEST_NAME = "manifest.json"
+INDEX_NAME = "index.parquet"
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("label", pa.string(), nullable=False),
+        pa.field("target", pa.list_(pa.float64())),
+        pa.field("group", pa.string()),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("length", pa.int64(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+    ]
+)
+
+
+class DamagedVersionError(UserError):
+    """Report that a file of a version is missing or is not what was published."""
+
+
+@dataclass(frozen=True)
+class DatasetVersion:
+    """Read the files of one version; none is used before its sha256 is found to be the manifest's."""
+
+    manifest: Manifest
+    store: Store
+    _verified: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+
+    def index(self) -> pa.Table:
+        """Return one row for each picture, see `INDEX_SCHEMA`.
+
+        Raises:
+            DamagedVersionError: when the index is missing or was altered.
+        """
+        return pq.read_table(self._file(INDEX_NAME, self.manifest.index_sha256))
+
+    def shard(self, name: str) -> Path:
+        """Return a local tar file.
+
+        Raises:
+            DamagedVersionError: when the shard is missing or was altered.
+        """
+        return self._file(name, next(shard.sha256 for shard in self.manifest.shards if shard.name == name))
+
+    def _file(self, name: str, sha256: str) -> Path:
+        key = f"{version_key(self.manifest.name, self.manifest.version)}/{name}"
+        try:
+            path = self.store.path(key)
+        except FileNotFoundError as error:
+            raise self._damaged(key, "is missing") from error
+        if name not in self._verified:
+            if file_sha256(path) != sha256:
+                raise self._damaged(key, "is not what was published: its sha256 differs from the manifest's")
+            self._verified.add(name)
+        return path
+
+    def _damaged(self, key: str, what: str) -> DamagedVersionError:
+        return DamagedVersionError(
+            f"dataset.version={self.manifest.version}: {key} in {self.store.uri} {what}. "
+            "Restore the file from a backup, or publish the source again as another version."
+        )
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def version_key(name: str, version: str) -> str:
+    """Return the key under which the files of a version lie.
+
+    Raises:
+        UserError: for a name or version that could not be a folder's name everywhere.
+    """
+    for option, value in (("dataset.name", name), ("dataset.version", version)):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+            raise UserError(f"{option}={value!r}: begin with a letter or digit, go on with these or any of . _ -")
+    return f"datasets/{name}/{version}"
+
+
+def is_held(store: Store, name: str, version: str) -> bool:
+    """Say whether the store holds the version."""
+    return store.exists(_manifest_key(name, version))
+
+
+def open_version(store: Store, name: str, version: str) -> DatasetVersion:
+    """Open a version.
+
+    Raises:
+        UserError: when the store does not hold it; the message lists what it holds.
+    """
+    if not is_held(store, name, version):
+        raise not_held(store, name, version)
+    return DatasetVersion(_read_manifest(store, _manifest_key(name, version)), store)
+
+
+def not_held(store: Store, name: str, version: str, fix: str = "") -> UserError:
+    """Return the error for a version that the store does not hold."""
+    held = [f"{manifest.name}/{manifest.version}" for manifest in list_versions(store)]
+    return UserError(
+        f"dataset.name={name} dataset.version={version}: not in the store {store.uri}, which holds "
+        f"{', '.join(held) or 'no version yet'}.{did_you_mean(f'{name}/{version}', held)} {fix}".rstrip()
+    )
+
+
+def list_versions(store: Store, name: str | None = None) -> list[Manifest]:
+    """Return the manifests of all versions, or of those of one dataset, by name and then oldest first."""
+    keys = store.list("datasets/" if name is None else f"datasets/{name}/")
+    manifests = [_read_manifest(store, key) for key in keys if key.endswith(f"/{MANIFEST_NAME}")]
+    return sorted(manifests, key=lambda manifest: (manifest.name, manifest.created, manifest.version))
+
+
+def _manifest_key(name: str, version: str) -> str:
+    return f"{version_key(name, version)}/{MANIFEST_NAME}"
+
+
+def _read_manifest(store: Store, key: str) -> Manifest:
+    try:
+        return Manifest.from_json(store.read(key))
+    except UserError as error:
+        raise UserError(f"{key} in {store.uri}: {error}") from error

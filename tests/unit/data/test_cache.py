@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from flatfix.data.cache import Examples, decoded, sample
+from flatfix.data.publish import publish
+from flatfix.data.sources.folder import FolderSource
+from flatfix.data.splits import SplitRule
+from flatfix.data.store import LocalStore
+from flatfix.data.version import DamagedVersionError, open_version
+from flatfix.errors import UserError
+from flatfix.inference.decode import UnreadableImageError, decode, resize
+from tests.helpers.images import class_folders
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    return class_folders(tmp_path / "pictures", num_pictures=40)
+
+
+@pytest.fixture
+def version(tmp_path, pictures):
+    store = LocalStore(tmp_path / "store")
+    publish(FolderSource(pictures), store, name="pets", version="v1", rule=SplitRule(), shard_bytes=30_000)
+    return open_version(store, "pets", "v1")
+
+
+def load(version, tmp_path, split="train", image_size=8, resize="squash"):
+    return decoded(version, split, image_size=image_size, resize=resize, cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("rule", ["squash", "crop", "pad"])
+def test_rows_are_the_decoded_pictures_with_their_labels(version, pictures, tmp_path, rule):
+    examples = load(version, tmp_path, resize=rule)
+
+    assert examples.split == "train"
+    assert len(examples) == len(examples.ids) == len(examples.labels) == 48
+    assert examples.inputs.dtype == np.uint8 and examples.labels.dtype == np.int64
+    for pixels, label, id in zip(examples.inputs, examples.labels, examples.ids, strict=True):
+        np.testing.assert_array_equal(pixels, resize(decode((pictures / f"{id}.png").read_bytes()), 8, rule))
+        assert id.startswith(("cat", "dog")[label])
+
+
+def test_the_splits_share_no_picture_and_lack_none(version, tmp_path):
+    ids = [id for split in ("train", "val", "test") for id in load(version, tmp_path, split).ids]
+
+    assert len(ids) == len(set(ids)) == 80
+
+
+def test_the_second_call_neither_decodes_nor_reads_shards(version, tmp_path):
+    first = load(version, tmp_path)
+    for shard in version.manifest.shards:
+        (tmp_path / "store/datasets/pets/v1" / shard.name).unlink()
+
+    second = load(open_version(version.store, "pets", "v1"), tmp_path)
+
+    np.testing.assert_array_equal(first.inputs, second.inputs)
+    assert first.ids == second.ids
+    with pytest.raises(DamagedVersionError, match="is missing"):
+        load(open_version(version.store, "pets", "v1"), tmp_path, image_size=9)
+
+
+def test_only_the_shards_of_the_split_are_read(version, tmp_path):
+    index = version.index()
+    of_test = {row["shard"] for row in index.to_pylist() if row["split"] == "test"}
+    others = {shard.name for shard in version.manifest.shards} - of_test
+    assert others
+    for name in others:
+        (tmp_path / "store/datasets/pets/v1" / name).unlink()
+
+    assert len(load(version, tmp_path, "test")) == 20
+
+
+def test_another_size_rule_or_split_has_a_file_of_its_own(version, tmp_path):
+    load(version, tmp_path)
+    load(version, tmp_path, image_size=9)
+    load(version, tmp_path, resize="crop")
+    load(version, tmp_path, split="val")
+
+    names = sorted(path.name for path in (tmp_path / "cache").iterdir())
+    assert len(names) == 4
+    assert all(name.startswith(version.manifest.digest[:32]) for name in names)
+
+
+def test_a_damaged_shard_builds_no_cache(version, tmp_path):
+    path = tmp_path / "store/datasets/pets/v1/shard-00000.tar"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+
+    with pytest.raises(DamagedVersionError, match="not what was published"):
+        load(version, tmp_path)
+    assert not list((tmp_path / "cache").glob("*"))
+
+
+def test_a_build_that_fails_half_way_leaves_no_file(version, tmp_path):
+    folder = tmp_path / "store/datasets/pets/v1"
+    row = [row for row in version.index().to_pylist() if row["split"] == "train"][-1]
+    shard = bytearray((folder / row["shard"]).read_bytes())
+    shard[row["offset"] : row["offset"] + 8] = b"no image"
+    (folder / row["shard"]).write_bytes(shard)
+    manifest = (folder / "manifest.json").read_text()
+    (old,) = (shard.sha256 for shard in version.manifest.shards if shard.name == row["shard"])
+    (folder / "manifest.json").write_text(manifest.replace(old, hashlib.sha256(shard).hexdigest()))
+
+    with pytest.raises(UnreadableImageError):
+        load(open_version(version.store, "pets", "v1"), tmp_path)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_pixels_are_mapped_and_changing_them_does_not_change_the_file(version, tmp_path):
+    examples = load(version, tmp_path)
+    before = examples.inputs[0].copy()
+    examples.inputs[0] = 0
+
+    assert isinstance(examples.inputs, np.memmap)
+    np.testing.assert_array_equal(load(version, tmp_path).inputs[0], before)
+
+
+def test_an_empty_split_has_no_rows(tmp_path, pictures):
+    store = LocalStore(tmp_path / "store")
+    publish(FolderSource(pictures), store, name="pets", version="v1", rule=SplitRule(val_fraction=0))
+
+    examples = load(open_version(store, "pets", "v1"), tmp_path, "val")
+
+    assert len(examples) == 0
+    assert examples.inputs.shape == (0, 8, 8, 3)
+
+
+def test_wrong_options_are_refused(version, tmp_path):
+    with pytest.raises(UserError, match=r"dataset\.resize=stretch"):
+        load(version, tmp_path, resize="stretch")
+    with pytest.raises(UserError, match=r"dataset\.image_size=0"):
+        load(version, tmp_path, image_size=0)
+    with pytest.raises(UserError, match="split=training.*Did you mean 'train'"):
+        load(version, tmp_path, split="training")
+
+
+def examples_of(sizes):
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    inputs = np.arange(len(labels), dtype=np.float32)[:, None]
+    return Examples(inputs, labels, [f"id-{row}" for row in range(len(labels))], "train")
+
+
+def test_select_keeps_rows_together():
+    chosen = examples_of([3, 3]).select([4, 1])
+
+    assert chosen.inputs.tolist() == [[4.0], [1.0]]
+    assert chosen.labels.tolist() == [1, 0]
+    assert chosen.ids == ["id-4", "id-1"]
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.75])
+def test_a_sample_has_the_same_share_of_every_class(fraction):
+    part = sample(examples_of([200, 40, 400]), fraction, seed=0)
+
+    counts = np.bincount(part.labels)
+    np.testing.assert_allclose(counts, np.array([200, 40, 400]) * fraction, atol=1)
+    assert part.ids == [f"id-{int(row)}" for row in part.inputs[:, 0]]
+
+
+def test_a_sample_depends_on_the_seed_alone():
+    some = examples_of([50, 50])
+
+    assert sample(some, 0.5, 1).ids == sample(some, 0.5, 1).ids
+    assert sample(some, 0.5, 1).ids != sample(some, 0.5, 2).ids
+    assert set(sample(some, 0.2, 1).ids) < set(sample(some, 0.5, 1).ids)
+
+
+def test_a_sample_of_everything_is_everything():
+    some = examples_of([5, 5])
+
+    assert sample(some, 1.0, 0) is some
+
+
+@pytest.mark.parametrize("fraction", [0, -0.5, 1.5])
+def test_a_fraction_out_of_range_is_refused(fraction):
+    with pytest.raises(UserError, match=r"dataset\.sample_fraction="):
+        sample(examples_of([5, 5]), fraction, 0)
+
+
+def test_a_sample_that_leaves_nothing_is_refused():
+    with pytest.raises(UserError, match="leaves none of 2 pictures"):
+        sample(examples_of([1, 1]), 0.01, 0)

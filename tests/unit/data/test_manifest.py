@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+
+from flatfix.data.manifest import Content, Manifest, Shard, digest
+from flatfix.errors import UserError
+
+MANIFEST = Manifest(
+    name="tires",
+    version="v1",
+    digest="ab" * 32,
+    classes=("ok", "défectueux"),
+    splits={"train": {"ok": 3, "défectueux": 2}, "val": {"ok": 1, "défectueux": 0}, "test": {"ok": 0, "défectueux": 1}},
+    mean=(0.1, 0.2, 0.3),
+    std=(0.4, 0.5, 0.6),
+    source={"source.kind": "folder", "split.val_fraction": 0.15, "on_bad_image": "error"},
+    created="2026-01-02T03:04:05+00:00",
+    shards=(Shard("shard-00000.tar", 10240, "cd" * 32),),
+    index_sha256="ef" * 32,
+    findings=("skipped a.png: the file is empty",),
+)
+
+CONTENTS = [
+    Content(f"p{n}", "train", "ok", (0.25, 0.75) if n % 2 else None, "mono" if n % 3 else None, f"{n:064x}")
+    for n in range(9)
+]
+
+
+def test_a_manifest_comes_back_from_json_as_it_was():
+    assert Manifest.from_json(MANIFEST.to_json()) == MANIFEST
+
+
+def test_num_counts_a_split():
+    assert [MANIFEST.num(split) for split in ("train", "val", "test")] == [5, 1, 1]
+
+
+def test_a_manifest_of_another_schema_version_is_refused():
+    data = replace(MANIFEST, schema_version=99).to_json()
+
+    with pytest.raises(UserError, match="schema version 99.*reads 1"):
+        Manifest.from_json(data)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"name": "tires"}', b"\xff\xfe"])
+def test_something_else_than_a_manifest_is_refused(data):
+    with pytest.raises(UserError, match="not a manifest"):
+        Manifest.from_json(data)
+
+
+def test_the_manifest_is_json_that_people_can_read():
+    assert json.loads(MANIFEST.to_json())["splits"]["train"] == {"ok": 3, "défectueux": 2}
+    assert "défectueux".encode() in MANIFEST.to_json()
+
+
+def test_the_digest_does_not_depend_on_the_order_of_the_pictures():
+    shuffled = random.Random(0).sample(CONTENTS, len(CONTENTS))
+
+    assert digest(("ok", "bad"), CONTENTS) == digest(("ok", "bad"), shuffled)
+
+
+def test_the_digest_is_the_same_in_every_release():
+    assert digest(("ok", "bad"), CONTENTS) == "a9b675232da4a763d36818c8babf0603b505b675aa0d264d668d757ad6ea36e6"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "other"},
+        {"split": "val"},
+        {"label": "bad"},
+        {"target": (0.5, 0.5)},
+        {"target": None},
+        {"group": None},
+        {"group": "poly"},
+        {"sha256": "f" * 64},
+    ],
+)
+def test_the_digest_differs_for_any_change_of_a_picture(change):
+    changed = [CONTENTS[0], CONTENTS[1]._replace(**change), *CONTENTS[2:]]
+
+    assert digest(("ok", "bad"), changed) != digest(("ok", "bad"), CONTENTS)
+
+
+def test_the_digest_differs_for_another_order_or_number_of_classes_and_for_a_missing_picture():
+    digests = {
+        digest(("ok", "bad"), CONTENTS),
+        digest(("bad", "ok"), CONTENTS),
+        digest(("ok", "bad", "worse"), CONTENTS),
+        digest(("ok", "bad"), CONTENTS[1:]),
+    }
+
+    assert len(digests) == 4

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from flatfix.data.sources.base import Record
+from flatfix.data.splits import SplitRule, assign, quotas
+from flatfix.errors import UserError
+from tests.helpers.images import records
+
+
+def by_id(some, rule):
+    return dict(zip((record.id for record in some), assign(some, rule), strict=True))
+
+
+def test_the_same_seed_and_ids_give_the_same_splits_whatever_the_order():
+    some = records(200)
+    shuffled = random.Random(1).sample(some, len(some))
+
+    assert by_id(some, SplitRule(seed=3)) == by_id(shuffled, SplitRule(seed=3))
+
+
+def test_another_seed_draws_other_pictures():
+    assert by_id(records(200), SplitRule(seed=0)) != by_id(records(200), SplitRule(seed=1))
+
+
+def test_splits_have_their_share_of_every_class():
+    some = records(1000) + [Record(f"rare-{number}", "bird", "", "png") for number in range(20)]
+
+    counts = Counter(zip((record.label for record in some), assign(some, SplitRule()), strict=True))
+
+    for label, size in (("cat", 500), ("dog", 500), ("bird", 20)):
+        assert abs(counts[label, "val"] - 0.15 * size) <= 1
+        assert abs(counts[label, "test"] - 0.25 * size) <= 1
+
+
+def test_many_small_classes_fill_the_splits_all_the_same():
+    some = records(300, classes=[f"class-{number:03d}" for number in range(100)])
+
+    counts = Counter(assign(some, SplitRule()))
+
+    assert counts == {"train": 180, "val": 45, "test": 75}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_a_group_never_straddles_splits(size):
+    some = [
+        Record(f"{tire}-{side}", "cat" if (tire + side) % 3 else "dog", "", "png", group=f"tire {tire}")
+        for tire in range(60)
+        for side in range(size)
+    ]
+
+    splits = assign(some, SplitRule())
+
+    of_group = {(record.group, split) for record, split in zip(some, splits, strict=True)}
+    assert len(of_group) == 60
+    assert abs(splits.count("test") / len(some) - 0.25) < 0.05
+    assert abs(splits.count("val") / len(some) - 0.15) < 0.05
+
+
+def test_a_group_with_the_name_of_a_picture_is_not_that_picture():
+    some = [*records(40), *[Record(f"tire-{n}", "cat", "", "png", group="picture-0000") for n in range(8)]]
+
+    splits = by_id(some, SplitRule())
+
+    assert len({splits[f"tire-{number}"] for number in range(8)}) == 1
+    assert len(splits) == 48
+
+
+def test_stratified_groups_have_their_share_in_every_split():
+    some = [*records(400, group="mono"), *[Record(f"p{n}", "cat", "", "png", group="poly") for n in range(100)]]
+
+    splits = assign(some, SplitRule(groups="stratify"))
+
+    counts = Counter((record.group, split) for record, split in zip(some, splits, strict=True))
+    assert abs(counts["mono", "test"] - 100) <= 2
+    assert abs(counts["poly", "test"] - 25) <= 1
+
+
+def test_two_whole_groups_cannot_fill_three_splits():
+    some = [*records(20, group="mono"), *[Record(f"p{n}", "cat", "", "png", group="poly") for n in range(20)]]
+
+    with pytest.raises(UserError, match=r"dataset\.split: no picture is left.*groups=keep.*groups=stratify"):
+        assign(some, SplitRule())
+
+
+def test_splits_of_the_source_stand():
+    some = [*records(10, split="train"), Record("v", "cat", "", "png", "val"), Record("t", "cat", "", "png", "test")]
+
+    assert assign(some, SplitRule()) == ["train"] * 10 + ["val", "test"]
+
+
+def test_a_split_that_the_source_lacks_is_drawn_from_its_train_pictures():
+    some = [*records(100, split="train"), *[Record(f"t{n}", "cat", "", "png", "test") for n in range(30)]]
+
+    splits = assign(some, SplitRule())
+
+    assert Counter(splits) == {"train": 85, "val": 15, "test": 30}
+    assert splits[100:] == ["test"] * 30
+
+
+def test_adding_pictures_moves_few_of_the_others():
+    before = by_id(records(1000), SplitRule())
+    after = by_id(records(1100), SplitRule())
+
+    assert sum(before[id] != after[id] for id in before) < 60
+
+
+def test_a_fraction_of_zero_leaves_the_split_empty():
+    assert set(assign(records(40), SplitRule(val_fraction=0))) == {"train", "test"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"val_fraction": -0.1}, r"dataset\.split\.val_fraction=-0\.1"),
+        ({"test_fraction": 1.0}, r"dataset\.split\.test_fraction=1\.0"),
+        ({"val_fraction": 0.5, "test_fraction": 0.5}, "leave nothing to train on"),
+        ({"groups": "kept"}, r"dataset\.split\.groups=kept.*Did you mean 'keep'"),
+    ],
+)
+def test_a_rule_that_makes_no_sense_is_refused(values, message):
+    with pytest.raises(UserError, match=message):
+        SplitRule(**values)
+
+
+def test_quotas_round_the_total_once():
+    assert quotas([3] * 100, 0.15) != [0] * 100
+    assert sum(quotas([3] * 100, 0.15)) == 45
+    assert quotas([10, 10], 1.0) == [10, 10]
