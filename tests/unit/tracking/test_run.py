@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow.tracking import MlflowClient
+
+from flatfix.tracking import Run, Status, outbox, preflight
+from flatfix.tracking.connection import connect
+from tests.helpers.mlflow_db import fresh_database
+from tests.helpers.mlflow_server import wait_until
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    return fresh_database(tmp_path)
+
+
+@pytest.fixture
+def start(uri: str, tmp_path: Path) -> Callable[..., Run]:
+    def start_run(name: str = "run", **options: Any) -> Run:
+        return Run.start(uri, preflight(uri, "exp"), name=name, tags={}, buffer_dir=tmp_path / name, **options)
+
+    return start_run
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "FIRST_PAUSE_S", 0.01)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_all_that_is_logged_is_in_mlflow(uri: str, tmp_path: Path) -> None:
+    before = time.time() * 1000
+    run = Run.start(uri, preflight(uri, "exp"), name="baseline", tags={"dataset": "elpv"}, buffer_dir=tmp_path / "b")
+    run.log_params({"model.name": "cnn", "seed": 7, "none": None})
+    for step in range(5):
+        run.log_metrics({"train/loss": 1 / (step + 1), "val/accuracy": step / 10}, step)
+    run.set_tags({"qualified": True})
+    run.log_text("lr: 0.1\n", "config/resolved.yaml")
+    run.log_dict({"numpy": "2"}, "provenance.json")
+    file = tmp_path / "predictions.csv"
+    file.write_text("id\n")
+    run.log_artifact(file, "evaluation")
+    run.log_artifact(file)
+    assert run.end("FINISHED") is None
+
+    client = MlflowClient(uri)
+    found = client.get_run(run.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "baseline"
+    assert before <= found.info.start_time <= found.info.end_time <= time.time() * 1000
+    assert found.data.params == {"model.name": "cnn", "seed": "7", "none": "None"}
+    assert {"dataset": "elpv", "qualified": "True"}.items() <= found.data.tags.items()
+    assert {"mlflow.user", "mlflow.source.name"} <= set(found.data.tags)
+    history = client.get_metric_history(run.run_id, "train/loss")
+    assert [(each.step, each.value) for each in history] == [(step, 1 / (step + 1)) for step in range(5)]
+    artifacts = Path(found.info.artifact_uri.removeprefix("file://"))
+    assert artifacts.is_relative_to(tmp_path / "mlartifacts" / "exp")
+    assert (artifacts / "config" / "resolved.yaml").read_text() == "lr: 0.1\n"
+    assert json.loads((artifacts / "provenance.json").read_text()) == {"numpy": "2"}
+    assert (artifacts / "evaluation" / "predictions.csv").exists()
+    assert (artifacts / "predictions.csv").exists()
+    assert not (tmp_path / "b" / "unsent.jsonl").exists()
+
+
+def test_a_folder_is_logged_with_its_name(start: Callable[..., Run], tmp_path: Path, uri: str) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "card.json").write_text("{}")
+    run = start()
+    run.log_artifact(package)
+    assert run.end("FINISHED") is None
+    assert [each.path for each in MlflowClient(uri).list_artifacts(run.run_id, "package")] == ["package/card.json"]
+
+
+@pytest.mark.parametrize("status", ["FAILED", "KILLED"])
+def test_a_run_that_does_not_finish_keeps_its_status_and_reason(
+    start: Callable[..., Run], uri: str, status: Status
+) -> None:
+    run = start()
+    assert run.end(status, "loss is NaN in epoch 3") is None
+    found = MlflowClient(uri).get_run(run.run_id)
+    assert found.info.status == status
+    assert found.data.tags["status_reason"] == "loss is NaN in epoch 3"
+
+
+def test_ending_a_second_time_changes_nothing(start: Callable[..., Run], uri: str) -> None:
+    run = start()
+    assert run.end("KILLED") is None
+    assert run.end("FINISHED") is None
+    assert MlflowClient(uri).get_run(run.run_id).info.status == "KILLED"
+
+
+def test_metrics_are_on_disk_when_the_call_returns(start: Callable[..., Run], tmp_path: Path) -> None:
+    run = start()
+    run.log_metrics({"val/loss": np.float32(0.5), "val/auroc": math.nan}, 3)
+    first, second = rows(tmp_path / "run" / "metrics.jsonl")
+    assert (first["key"], first["value"], first["step"]) == ("val/loss", 0.5, 3)
+    assert math.isnan(second["value"])
+    assert first["timestamp_ms"] == pytest.approx(time.time() * 1000, abs=60_000)
+    run.end("FINISHED")
+
+
+def test_values_that_are_not_finite_arrive(start: Callable[..., Run], uri: str) -> None:
+    run = start()
+    run.log_metrics({"nan": math.nan, "inf": math.inf}, 0)
+    assert run.end("FINISHED") is None
+    found = MlflowClient(uri).get_run(run.run_id).data.metrics
+    assert math.isnan(found["nan"])
+    assert found["inf"] > 1e300
+
+
+def test_many_and_long_parameters_and_tags_are_cut_to_what_mlflow_takes(start: Callable[..., Run], uri: str) -> None:
+    run = start()
+    run.log_params({**{f"option.{index}": index for index in range(250)}, "long": "x" * 7000})
+    run.set_tags({"long": "x" * 9000})
+    assert run.end("FINISHED") is None
+    found = MlflowClient(uri).get_run(run.run_id).data
+    assert len(found.params) == 251
+    assert found.params["long"] == "x" * 6000
+    assert found.tags["long"] == "x" * 8000
+
+
+def test_a_parameter_may_be_logged_again_with_the_same_value(start: Callable[..., Run], uri: str) -> None:
+    run = start()
+    run.log_params({"seed": 7, "lr": 0.1})
+    run.log_params({"seed": 7, "lr": 0.1})
+    assert run.end("FINISHED") is None
+    assert MlflowClient(uri).get_run(run.run_id).data.params == {"seed": "7", "lr": "0.1"}
+
+
+def test_what_mlflow_refuses_is_reported_at_the_end_and_the_rest_arrives(
+    start: Callable[..., Run], uri: str, tmp_path: Path
+) -> None:
+    run = start()
+    run.log_params({"seed": 7, "betas[0]": 0.9, "lr": 0.1})
+    run.log_artifact(tmp_path / "gone.png")
+    run.log_metrics({"loss": 1.0, "loss%": 1.0}, 0)
+    sentence = run.end("FINISHED")
+    assert sentence is not None
+    unsent = tmp_path / "run" / "unsent.jsonl"
+    assert f"1 param, 1 artifact, 1 metric of run {run.run_id}" in sentence
+    assert "betas[0]" in sentence
+    assert sentence.endswith(str(unsent))
+    assert [(row["kind"], row["key"]) for row in rows(unsent)] == [
+        ("param", "betas[0]"),
+        ("artifact", ""),
+        ("metric", "loss%"),
+    ]
+    assert all(row["reason"] for row in rows(unsent))
+    found = MlflowClient(uri).get_run(run.run_id)
+    assert (found.data.params, found.data.metrics) == ({"seed": "7", "lr": "0.1"}, {"loss": 1.0})
+    assert found.info.status == "FINISHED"
+    assert run.end("FINISHED") == sentence
+
+
+def test_what_an_earlier_run_could_not_send_is_kept(start: Callable[..., Run], tmp_path: Path) -> None:
+    for name in ("first%", "second%"):
+        run = start("same")
+        run.log_metrics({name: 1.0}, 0)
+        run.end("FINISHED")
+    assert [row["key"] for row in rows(tmp_path / "same" / "unsent.jsonl")] == ["first%", "second%"]
+
+
+def test_a_child_is_shown_under_its_parent(start: Callable[..., Run], uri: str) -> None:
+    parent = start("parent")
+    child = start("child", parent_run_id=parent.run_id)
+    assert MlflowClient(uri).get_parent_run(child.run_id).info.run_id == parent.run_id
+    child.end("FINISHED")
+    parent.end("FINISHED")
+
+
+def test_two_runs_in_one_process_share_nothing(tmp_path: Path) -> None:
+    runs = []
+    for name in ("a", "b"):
+        uri = fresh_database(tmp_path / name)
+        runs.append(Run.start(uri, preflight(uri, "exp"), name=name, tags={}, buffer_dir=tmp_path / name))
+    for step in range(20):
+        for value, run in enumerate(runs):
+            run.log_metrics({"loss": value}, step)
+    assert [run.end("FINISHED") for run in runs] == [None, None]
+    for value, run in enumerate(runs):
+        history = MlflowClient(run.uri).get_metric_history(run.run_id, "loss")
+        assert [(each.step, each.value) for each in history] == [(step, value) for step in range(20)]
+    assert not mlflow.is_tracking_uri_set()
+
+
+def test_a_short_run_has_system_metrics_too_and_their_thread_ends_with_it(start: Callable[..., Run], uri: str) -> None:
+    before = threading.active_count()
+    run = start(system_metrics=True)
+    assert run.end("FINISHED") is None
+    assert threading.active_count() == before
+    metrics = MlflowClient(uri).get_run(run.run_id).data.metrics
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_percentage"} <= set(metrics)
+
+
+def test_system_metrics_are_sampled_as_mlflow_is_told_to(
+    start: Callable[..., Run], uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", "2")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_NODE_ID", "node_3")
+    run = start(system_metrics=True)
+    file = tmp_path / "run" / "metrics.jsonl"
+    wait_until(lambda: file.read_text().count("cpu_utilization_percentage") >= 2, 10, "two logged samples")
+    run.end("FINISHED")
+    history = MlflowClient(uri).get_metric_history(run.run_id, "system/node_3/cpu_utilization_percentage")
+    assert [each.step for each in history] == list(range(len(history)))
+
+
+def test_a_run_prints_nothing_and_logging_takes_no_time(
+    start: Callable[..., Run], capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = start()
+    durations_s = []
+    for step in range(300):
+        begin = time.perf_counter()
+        run.log_metrics({"loss": 1.0, "accuracy": 0.5}, step)
+        durations_s.append(time.perf_counter() - begin)
+    run.end("FINISHED")
+    assert sorted(durations_s)[297] < 0.05
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_database_that_cannot_be_written_for_a_while_gets_everything_later(
+    start: Callable[..., Run], uri: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = start()
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("alter table metrics rename to elsewhere")
+    for step in range(10):
+        run.log_metrics({"loss": 1.0}, step)
+    run.log_params({"seed": 7})
+    wait_until(lambda: "is lost (" in capfd.readouterr().out, 10, "the trouble to be noticed")
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("alter table elsewhere rename to metrics")
+    assert run.end("FINISHED") is None
+    history = MlflowClient(uri).get_metric_history(run.run_id, "loss")
+    assert [each.step for each in history] == list(range(10))
+    assert MlflowClient(uri).get_run(run.run_id).data.params == {"seed": "7"}
+
+
+def test_what_a_deleted_run_did_not_take_is_kept(
+    start: Callable[..., Run], uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "LOST_PATIENCE_S", 0.2)
+    run = start()
+    MlflowClient(uri).delete_run(run.run_id)
+    run.log_metrics({"loss": 1.0}, 0)
+    sentence = run.end("FINISHED")
+    assert sentence is not None
+    assert f"1 metric, 1 status of run {run.run_id} (the run has been deleted)" in sentence
+    assert [row["kind"] for row in rows(tmp_path / "run" / "unsent.jsonl")] == ["metric", "status"]
+
+
+def test_ctrl_c_while_a_run_ends_leaves_what_is_unsent_in_its_file(tmp_path: Path) -> None:
+    nobody = "http://127.0.0.1:9"
+    run = Run(connect(nobody), "0" * 32, nobody, tmp_path)
+    run.log_metrics({"loss": 1.0}, 0)
+    interrupt = threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT])
+    interrupt.start()
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run.end("KILLED")
+    assert [row["kind"] for row in rows(tmp_path / "unsent.jsonl")] == ["metric", "status"]
+    assert time.monotonic() - begin < 5
+    assert "ConnectionRefusedError" in str(run.end("KILLED"))
+
+
+def test_importing_the_package_does_not_import_mlflow() -> None:
+    script = "import sys, flatfix.tracking; assert 'mlflow' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": ":".join(sys.path)}, check=True)
