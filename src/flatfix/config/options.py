@@ -1,0 +1,133 @@
+"""Every option of every entry point: one line each, with what it accepts and what it means."""
+
+from __future__ import annotations
+
+from flatfix.config.schema import Free, Option, Schema, Target
+from flatfix.evaluation.metrics import METRICS
+
+PATHS: Schema = {
+    "paths.output": Option(str, "folder of everything that runs write"),
+    "paths.cache": Option(str, "folder of decoded pictures and features; safe to delete"),
+    "paths.runs": Option(str, "folder of one folder a run"),
+    "paths.run": Option(str, "folder of this run"),
+}
+
+STORE: Schema = {
+    "store.uri": Option(str, "folder that holds the dataset versions"),
+}
+
+DATASET: Schema = {
+    "dataset.name": Option(str, "name of the dataset in the store"),
+    "dataset.version": Option(str, "version of the dataset; a version never changes"),
+    "dataset.source": Target(
+        ("flatfix.data.sources.",), "where a version that the store lacks is published from", optional=True
+    ),
+    "dataset.publish": Option(bool, "publish a version that the store lacks (null: only a local store)", optional=True),
+    "dataset.on_bad_image": Option(str, "what publishing does with an unreadable file", choices=("error", "skip")),
+    "dataset.split.val_fraction": Option(float, "part drawn for validation", above=0, below=1),
+    "dataset.split.test_fraction": Option(float, "part drawn for test", above=0, below=1),
+    "dataset.split.seed": Option(int, "seed of the drawn split", low=0),
+    "dataset.split.groups": Option(
+        str, "keep: a group never straddles splits; stratify: every split gets its share", choices=("keep", "stratify")
+    ),
+}
+
+TRAINING_DATA: Schema = {
+    "dataset.positive_class": Option(
+        str, "the class that precision, recall, F1 and AUROC are of (two classes)", optional=True
+    ),
+    "dataset.image_size": Option(int, "pixels a side that the model sees", low=8, high=4096),
+    "dataset.resize": Option(str, "how a picture becomes a square", choices=("squash", "crop", "pad")),
+    "dataset.batch_size": Option(int, "pictures a step", low=1),
+    "dataset.sample_fraction": Option(float, "seeded part of the training split to train on", above=0, high=1),
+}
+
+MODEL: Schema = {
+    "model.name": Option(str, "backbone: one of ours or any timm model"),
+    "model.options": Free("keyword arguments of the backbone, such as drop_rate"),
+    "model.pretrained": Option(bool, "load timm's weights from its hub"),
+    "model.weights": Option(str, "file of weights to start from (.pth, .safetensors, .ckpt)", optional=True),
+    "model.freeze": Option(str, "what does not train", choices=("none", "backbone")),
+    "model.cached_views": Option(int, "augmented views a picture to cache with a frozen backbone (0: none)", low=0),
+    "model.normalise": Option(
+        str,
+        "pixel statistics (auto: the weights' when loaded, else the dataset's)",
+        choices=("auto", "weights", "data"),
+    ),
+}
+
+RECIPE: Schema = {
+    "optimizer": Target(("torch.optim.", "timm.optim."), "what takes the steps"),
+    "optimizer.lr": Option(float, "learning rate at its peak", above=0),
+    "optimizer.weight_decay": Option(float, "weight decay (not on norms and biases)", low=0),
+    "optimizer.momentum": Option(float, "momentum", low=0, below=1),
+    "scheduler": Target(("flatfix.training.schedulers.",), "how the learning rate moves"),
+    "scheduler.warmup_epochs": Option(float, "epochs of linear warm-up", low=0),
+    "scheduler.final_ratio": Option(float, "last learning rate over the peak", low=0, high=1),
+    "scheduler.every_epochs": Option(int, "epochs between two steps down", low=1),
+    "scheduler.gamma": Option(float, "factor of a step down", above=0, high=1),
+    "augment": Target(("flatfix.training.augment.",), "how training pictures are varied"),
+    "loss": Target(("torch.nn.CrossEntropyLoss",), "what training minimises"),
+    "loss.label_smoothing": Option(float, "label smoothing", low=0, below=1),
+}
+
+TRAINER: Schema = {
+    "trainer.max_epochs": Option(int, "epochs at most", low=1),
+    "trainer.precision": Option(
+        str, "auto: bf16-mixed where the hardware has it, else 32", choices=("auto", "32", "bf16-mixed", "16-mixed")
+    ),
+    "trainer.accelerator": Option(str, "where to train", choices=("auto", "cpu", "gpu")),
+    "trainer.gradient_clip": Option(float, "largest gradient norm (null: no clipping)", above=0, optional=True),
+    "trainer.decay_norms_and_biases": Option(bool, "apply weight decay to norms and biases too"),
+    "trainer.limit_batches": Option(int, "batches of each split to use (null: all)", low=1, optional=True),
+    "trainer.overfit_below": Option(float, "train on one batch until its loss is below this", above=0, optional=True),
+    "trainer.profile": Option(bool, "print where the time went"),
+}
+
+BOUNDS: Schema = {
+    f"callbacks.qualify.{side}_{metric}": Option(
+        float, f"{word} validation {metric} of a run that qualifies", optional=True
+    )
+    for metric in METRICS
+    for side, word in (("min", "lowest"), ("max", "highest"))
+}
+
+CALLBACKS: Schema = {
+    "callbacks.early_stopping.patience": Option(
+        int, "epochs without progress before stopping (null: never)", low=1, optional=True
+    ),
+    "callbacks.early_stopping.delta": Option(float, "progress that counts", low=0),
+    "callbacks.qualify.stop_when_qualified": Option(bool, "stop as soon as every bound is reached"),
+    **BOUNDS,
+}
+
+TRACKING: Schema = {
+    "tracking.uri": Option(str, "MLflow server or database"),
+    "tracking.experiment": Option(str, "MLflow experiment"),
+    "tracking.run_name": Option(str, "name of the run (null: dataset, model and optimizer)", optional=True),
+    "tracking.tags": Free("tags of the run"),
+    "tracking.system_metrics": Option(bool, "record CPU, memory, disk, network and GPU use"),
+}
+
+TRAIN: Schema = {
+    "seed": Option(int, "seed of weights, order and augmentation", low=0, high=2**32 - 1),
+    "monitor": Option(str, "validation metric that chooses the checkpoint", choices=tuple(METRICS)),
+    **DATASET,
+    **TRAINING_DATA,
+    **STORE,
+    **MODEL,
+    **RECIPE,
+    **TRAINER,
+    **CALLBACKS,
+    **TRACKING,
+    **PATHS,
+}
+
+PUBLISH: Schema = {
+    "action": Option(str, "what to do", choices=("publish", "list")),
+    "shard_megabytes": Option(int, "largest size of a shard", low=1),
+    **DATASET,
+    **TRAINING_DATA,
+    **STORE,
+    **PATHS,
+}

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+
+from flatfix.config import resolvers
+from flatfix.config.options import TRAIN
+from flatfix.config.schema import validate
+
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
+
+
+def compose_train(output: Path, *overrides: str) -> dict[str, Any]:
+    """Compose and validate what `python train.py <overrides>` would, writing below `output`."""
+    resolvers.register()
+    with hydra.initialize_config_dir(str(CONF)):
+        cfg = hydra.compose("train", overrides=[f"paths.output={output}", f"paths.run={output}/runs/test", *overrides])
+    return validate(cfg, TRAIN)
