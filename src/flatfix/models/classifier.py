@@ -1,0 +1,186 @@
+"""The classifier: uint8 pictures in, logits and features out, with its preprocessing inside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import flatfix.models.backbones  # noqa: F401  registers our backbones with timm
+from flatfix.errors import UserError, did_you_mean
+from flatfix.models import weights
+
+
+@dataclass(frozen=True)
+class ClassifierSpec:
+    """Describe a classifier in plain values: what a checkpoint stores and what rebuilds it.
+
+    `mean` and `std` are per channel, of pixels scaled to 0..1. `image_size` (pixels) and `resize` say how a picture
+    becomes the square that the classifier was trained on.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    image_size: int
+    resize: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, fit for a checkpoint that loads with `weights_only=True`."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Rebuild a spec from `to_dict`."""
+        arguments: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**arguments)
+
+
+class Output(NamedTuple):
+    """Hold logits `[N, classes]` and features `[N, D]`, both float."""
+
+    logits: Tensor
+    features: Tensor
+
+
+class Classifier(nn.Module):
+    """Normalise uint8 pictures, run the backbone, and classify its pooled features with one linear layer."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: ClassifierSpec, backbone: nn.Module) -> None:
+        super().__init__()
+        self.spec = spec
+        self.backbone = backbone
+        self.head = nn.Linear(int(backbone.num_features), len(spec.classes))  # type: ignore[arg-type]
+        self.is_frozen = False
+        self.register_buffer("mean", 255 * torch.tensor(spec.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(spec.std).view(1, 3, 1, 1))
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Output:
+        """Classify `[N, H, W, 3] uint8` pictures."""
+        features = self.features(images)
+        return Output(self.head(features), features)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Map `[N, H, W, 3] uint8` to pooled features `[N, D]`."""
+        # A permuted NHWC tensor is channels_last as it stands: no copy is made.
+        pixels = (images.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
+        features: Tensor = self.backbone(pixels)
+        return features
+
+    def freeze_backbone(self) -> None:
+        """Stop training of the backbone, its batch statistics included."""
+        self.is_frozen = True
+        self.backbone.requires_grad_(False)
+        self.backbone.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode; a frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        if self.is_frozen:
+            self.backbone.eval()
+        return self
+
+
+def create_backbone(name: str, options: Mapping[str, Any], pretrained: bool = False) -> nn.Module:
+    """Build a timm model without its head: `[N, 3, H, W]` to `[N, num_features]`.
+
+    Raises:
+        UserError: for a name that timm does not know or options that the model does not take.
+    """
+    if not timm.is_model(name.partition(".")[0]):
+        raise UserError(f"model.name={name}: unknown model.{did_you_mean(name, timm.list_models())}")
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    except TypeError as error:
+        raise UserError(f"model.options: {name} does not take them: {error}") from error
+    except (RuntimeError, OSError) as error:
+        if not pretrained:
+            raise
+        raise UserError(
+            f"model.pretrained=true: the weights of {name} could not be had from the hub ({error}). "
+            "Give a file with model.weights, or train from scratch with model.pretrained=false."
+        ) from error
+
+
+def build(
+    *,
+    name: str,
+    options: Mapping[str, Any],
+    pretrained: bool,
+    weights_file: Path | None,
+    normalise: str,
+    classes: tuple[str, ...],
+    image_size: int,
+    resize: str,
+    data_mean: tuple[float, ...],
+    data_std: tuple[float, ...],
+) -> tuple[Classifier, str]:
+    """Build a classifier, load its starting weights, and choose the pixel statistics.
+
+    Args:
+        name: one of our backbones or any timm model.
+        options: keyword arguments of the backbone.
+        pretrained: load timm's weights from its hub.
+        weights_file: file of weights to start from, or None.
+        normalise: `weights` (statistics that the weights were trained with), `data` (the dataset's), or `auto` (the
+            former where weights are loaded, else the latter).
+        classes: class names in label order.
+        image_size: pixels a side.
+        resize: `squash`, `crop` or `pad`.
+        data_mean: mean of the training pictures a channel, 0..1.
+        data_std: standard deviation of the training pictures a channel, 0..1.
+
+    Returns:
+        The classifier, and a line that says what it starts from.
+
+    Raises:
+        UserError: naming the option that does not fit.
+    """
+    if pretrained and weights_file:
+        raise UserError("model.pretrained=true and model.weights are both given: choose one")
+    backbone = create_backbone(name, options, pretrained)
+    loaded = weights.load(backbone, weights_file) if weights_file else None
+    has_weights = pretrained or loaded is not None
+    if normalise == "weights" and not has_weights:
+        raise UserError("model.normalise=weights: no weights are loaded. Use auto or data, or give model.weights.")
+    mean, std = data_mean, data_std
+    if has_weights and normalise != "data":
+        published = getattr(backbone, "pretrained_cfg", None) or {}
+        mean = (loaded and loaded.mean) or published.get("mean", data_mean)
+        std = (loaded and loaded.std) or published.get("std", data_std)
+    spec = ClassifierSpec(name, classes, image_size, resize, tuple(mean), tuple(std), dict(options))
+    origin = "timm's weights" if pretrained else "random weights"
+    if loaded:
+        origin = f"{weights_file} ({loaded.num_tensors} tensors, matched by {loaded.matched_by})"
+    return Classifier(spec, backbone), f"{name} from {origin}"
+
+
+def load_checkpoint(path: Path) -> Classifier:
+    """Rebuild the classifier that a training checkpoint holds, in evaluation mode.
+
+    Raises:
+        UserError: when the file is not a Flatfix checkpoint.
+    """
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if "hyper_parameters" not in content or "classes" not in content["hyper_parameters"]:
+        raise UserError(f"{path}: not a checkpoint of Flatfix")
+    spec = ClassifierSpec.from_dict(content["hyper_parameters"])
+    classifier = Classifier(spec, create_backbone(spec.name, spec.options))
+    prefix = "classifier."
+    classifier.load_state_dict(
+        {name.removeprefix(prefix): value for name, value in content["state_dict"].items() if name.startswith(prefix)}
+    )
+    return classifier.eval()

@@ -1,0 +1,87 @@
+"""Start a backbone from a file of weights."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from flatfix.errors import UserError
+
+PREFIXES = ("module.", "model.", "classifier.", "backbone.")
+HEADS = ("head.", "fc.", "classifier.", "_fc.")
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """Tell what a file of weights gave: how many tensors, matched how, and the statistics it was trained with."""
+
+    num_tensors: int
+    matched_by: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+def load(backbone: nn.Module, path: Path) -> LoadedWeights:
+    """Copy the weights in `path` into `backbone`, which has no head.
+
+    Tensors are matched by name, less the usual prefixes. A file with other names but the same tensors in the same order
+    and shapes, such as a port from another library, is matched by order. Tensors of a head are left out.
+
+    Raises:
+        UserError: when the file cannot be read or does not fit; nothing has been copied then.
+    """
+    content = _read(path)
+    state = content.get("state_dict", content.get("model", content))
+    tensors = {_strip(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    wanted = backbone.state_dict()
+    matched_by = "name"
+    chosen = {name: tensors[name] for name in wanted if name in tensors and tensors[name].shape == wanted[name].shape}
+    if len(chosen) < len(wanted):
+        matched_by = "order"
+        chosen = _by_order(tensors, wanted)
+    if len(chosen) < len(wanted):
+        missing = [name for name in wanted if name not in tensors or tensors[name].shape != wanted[name].shape]
+        raise UserError(
+            f"model.weights={path}: does not fit the backbone: {len(missing)} of {len(wanted)} tensors are missing or "
+            f"have another shape, first {missing[0]}. Choose the model that the file was saved from."
+        )
+    backbone.load_state_dict(chosen)
+    hparams = content.get("hyper_parameters", {})
+    return LoadedWeights(len(chosen), matched_by, hparams.get("mean"), hparams.get("std"))
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise UserError(f"model.weights={path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError, KeyError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"model.weights={path}: cannot be read as weights: {reason}") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"model.weights={path}: holds a {type(content).__name__}, not a mapping of tensors")
+    return content
+
+
+def _strip(name: str) -> str:
+    for prefix in PREFIXES:
+        if name.startswith(prefix) and not name.startswith(("classifier.weight", "classifier.bias")):
+            name = name.removeprefix(prefix)
+    return name
+
+
+def _by_order(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    body = [tensor for name, tensor in tensors.items() if not name.startswith(HEADS)]
+    if [tensor.shape for tensor in body] != [tensor.shape for tensor in wanted.values()]:
+        return {}
+    return dict(zip(wanted, body, strict=True))

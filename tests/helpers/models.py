@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from flatfix.models.classifier import Classifier, build
+from flatfix.training import schedulers
+from flatfix.training.augment import Identity
+from flatfix.training.module import TrainingModule
+
+
+def make_classifier(name: str = "cnn", **changes: Any) -> Classifier:
+    settings: dict[str, Any] = {
+        "name": name,
+        "options": {},
+        "pretrained": False,
+        "weights_file": None,
+        "normalise": "auto",
+        "classes": ("ok", "defective", "unknown"),
+        "image_size": 32,
+        "resize": "squash",
+        "data_mean": (0.4, 0.5, 0.6),
+        "data_std": (0.2, 0.2, 0.2),
+    }
+    return build(**{**settings, **changes})[0]
+
+
+def make_module(classifier: Classifier | None = None, **changes: Any) -> TrainingModule:
+    settings: dict[str, Any] = {
+        "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True),
+        "scheduler": schedulers.constant,
+        "loss": torch.nn.CrossEntropyLoss(),
+        "augment": Identity(),
+        "positive": None,
+        "seed": 0,
+    }
+    return TrainingModule(classifier or make_classifier(), **{**settings, **changes})
