@@ -1,0 +1,1 @@
+"""Training: the Lightning module and callbacks, on-device augmentation, and `run.train`."""

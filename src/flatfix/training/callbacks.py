@@ -1,0 +1,131 @@
+"""Callbacks: early stopping, qualification, the one-batch test, and lines of progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+
+from flatfix.console import console, say
+from flatfix.evaluation.qualification import Bound, qualify
+from flatfix.training.module import TrainingModule
+
+
+def epoch_metrics(module: L.LightningModule, split: str) -> dict[str, float]:
+    """Return the metrics of the epoch that has just ended; callbacks come before the module's own logging of them."""
+    assert isinstance(module, TrainingModule)
+    return module.epoch_metrics(split)
+
+
+class EarlyStopping(Callback):
+    """Stop after `patience` epochs in which neither validation loss fell nor validation accuracy rose by `delta`."""
+
+    def __init__(self, patience: int, delta: float) -> None:
+        self.patience = patience
+        self.delta = delta
+        self.best_loss = float("inf")
+        self.best_accuracy = float("-inf")
+        self.num_idle_epochs = 0
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count the epochs without progress."""
+        figures = epoch_metrics(pl_module, "val")
+        has_progress = (
+            figures["loss"] < self.best_loss - self.delta or figures["accuracy"] > self.best_accuracy + self.delta
+        )
+        self.best_loss = min(self.best_loss, figures["loss"])
+        self.best_accuracy = max(self.best_accuracy, figures["accuracy"])
+        self.num_idle_epochs = 0 if has_progress else self.num_idle_epochs + 1
+        if self.num_idle_epochs >= self.patience:
+            trainer.should_stop = True
+            say(f"early stop: no progress in {self.patience} epochs")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values for the checkpoint."""
+        return {
+            "best_loss": self.best_loss,
+            "best_accuracy": self.best_accuracy,
+            "num_idle_epochs": self.num_idle_epochs,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.best_loss = state_dict["best_loss"]
+        self.best_accuracy = state_dict["best_accuracy"]
+        self.num_idle_epochs = state_dict["num_idle_epochs"]
+
+
+class BestMetrics(Callback):
+    """Remember the validation metrics of the checkpoint that counts, and stop when they reach every bound.
+
+    Args:
+        checkpoint: decides which epoch counts; it saves at the end of validation, before this callback looks.
+        bounds: what qualifies.
+        stop_when_qualified: end training at the first epoch that counts and qualifies.
+    """
+
+    def __init__(self, checkpoint: ModelCheckpoint, bounds: Sequence[Bound], stop_when_qualified: bool) -> None:
+        self.checkpoint = checkpoint
+        self.bounds = bounds
+        self.stop_when_qualified = stop_when_qualified
+        self.epoch = -1
+        self.metrics: dict[str, float] = {}
+        self._best_score: float | None = None
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look whether this epoch's checkpoint became the one that counts; validation has ended by now."""
+        score = self.checkpoint.best_model_score
+        if score is None or float(score) == self._best_score:
+            return
+        self._best_score = float(score)
+        self.epoch = trainer.current_epoch
+        self.metrics = epoch_metrics(pl_module, "val")
+        if self.stop_when_qualified and qualify(self.metrics, self.bounds).is_qualified:
+            trainer.should_stop = True
+            say(f"qualified in epoch {self.epoch + 1}: stopping")
+
+
+class OverfitBelow(Callback):
+    """Stop as soon as the training loss is below `loss`: the test that a model can learn one batch by heart."""
+
+    def __init__(self, loss: float) -> None:
+        self.loss = loss
+        self.last_loss = float("nan")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compare the loss of the epoch, which is that of its one batch."""
+        self.last_loss = epoch_metrics(pl_module, "train")["loss"]
+        trainer.should_stop = trainer.should_stop or self.last_loss < self.loss
+
+    @property
+    def has_succeeded(self) -> bool:
+        """Tell whether the loss came below the bound."""
+        return self.last_loss < self.loss
+
+
+class EpochLines(Callback):
+    """Print one line an epoch: what was learnt, how fast, and how long it will still take."""
+
+    def __init__(self, monitor: str) -> None:
+        self.shown = dict.fromkeys(["loss", "accuracy", monitor])
+        self._began = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._began = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the line."""
+        train, val = epoch_metrics(pl_module, "train"), epoch_metrics(pl_module, "val")
+        done, total = trainer.current_epoch + 1, trainer.max_epochs or 1
+        left = (time.perf_counter() - self._began) / done * (total - done)
+        figures = "  ".join(f"{name} {train[name]:.4f}/{val[name]:.4f}" for name in self.shown)
+        say(f"epoch {done:>{len(str(total))}}/{total}  train/val: {figures}  {left:.0f} s left")
+
+
+def progress_bar() -> list[Callback]:
+    """Return the bar of a terminal; anything else gets the lines alone."""
+    return [RichProgressBar(leave=False)] if console.is_terminal else []

@@ -1,0 +1,112 @@
+"""Pass every picture through a frozen backbone once, and keep the features on the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator
+
+from flatfix.console import progress
+from flatfix.data.cache import Examples
+from flatfix.models.classifier import Classifier
+from flatfix.training.augment import Augment, Identity
+
+
+def cached_features(
+    classifier: Classifier,
+    examples: Examples,
+    *,
+    digest: str,
+    cache_dir: Path,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+    augment: Augment | None = None,
+    num_views: int = 0,
+    recipe: Any = None,
+    seed: int = 0,
+) -> Examples:
+    """Return `examples` with features in place of pictures, computed now or by an earlier run.
+
+    Args:
+        classifier: its backbone is frozen.
+        examples: pictures `[N, H, W, 3] uint8`.
+        digest: digest of the dataset version.
+        cache_dir: where features are kept, keyed by everything that they depend on.
+        batch_size: pictures a pass.
+        device: where the backbone runs.
+        precision: Lightning's name of the precision; `bf16-mixed` and `16-mixed` run under autocast.
+        augment: varies the pictures of each view.
+        num_views: 0 gives features `[N, D]` of the pictures as they are, V > 0 gives `[N, V, D]` of varied ones.
+        recipe: plain values that describe `augment`, for the key.
+        seed: seed of the variation.
+    """
+    key = {
+        "dataset": digest,
+        "rows": hashlib.sha256("\n".join(examples.ids).encode()).hexdigest(),
+        "classifier": {name: value for name, value in classifier.spec.to_dict().items() if name != "classes"},
+        "weights": _digest(classifier.backbone),
+        "precision": precision,
+        "views": [num_views, recipe, seed] if num_views else [],
+    }
+    name = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    path = cache_dir / "features" / f"{examples.split}-{name}.npy"
+    if not path.is_file():
+        views = [augment or Identity()] * num_views or [Identity()]
+        features = _compute(classifier, examples, views, batch_size, device, precision, seed)
+        _save(path, features if num_views else features[:, 0])
+    return Examples(np.load(path, mmap_mode="c"), examples.labels, examples.ids, examples.split)
+
+
+def _compute(
+    classifier: Classifier,
+    examples: Examples,
+    views: list[Any],
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+    seed: int,
+) -> NDArray[np.float32]:
+    """Return features `[N, V, D]`."""
+    images = torch.from_numpy(examples.inputs)
+    features = np.empty((len(images), len(views), int(classifier.backbone.num_features)), dtype=np.float32)  # type: ignore[arg-type]
+    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    classifier.eval().to(device)
+    with (
+        torch.inference_mode(),
+        torch.autocast(device.type, dtype=half, enabled=half is not None),
+        progress(f"features of {examples.split}", len(images) * len(views)) as advance,
+    ):
+        for view, augment in enumerate(views):
+            generator = Generator().manual_seed(hash((seed, view)))
+            for start in range(0, len(images), batch_size):
+                batch = images[start : start + batch_size].to(device)
+                output = classifier.features(augment(batch, generator))
+                features[start : start + len(batch), view] = output.float().cpu().numpy()
+                advance(len(batch))
+    return features
+
+
+def _digest(backbone: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for tensor in backbone.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _save(path: Path, features: NDArray[np.float32]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, features)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

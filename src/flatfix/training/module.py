@@ -1,0 +1,175 @@
+"""The Lightning module: one step, and the metrics of an epoch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from flatfix.data.datamodule import Batch
+from flatfix.errors import UserError
+from flatfix.models.classifier import Classifier
+from flatfix.training.accumulator import Accumulator
+from flatfix.training.augment import Augment
+
+
+class TrainingModule(L.LightningModule):
+    """Train a classifier.
+
+    Args:
+        classifier: what learns. Where its backbone is frozen, batches hold features in place of pictures.
+        optimizer: makes an optimizer of parameter groups.
+        scheduler: makes a schedule of an optimizer, `total_steps` and `steps_per_epoch`.
+        loss: maps logits `[N, C]` and labels `[N]` to a scalar.
+        augment: varies the pictures of a training batch.
+        positive: index of the positive class for two classes, else None.
+        seed: with the step it determines what `augment` draws, so that a resumed run draws the same.
+        decay_norms_and_biases: apply the optimizer's weight decay to one-dimensional parameters too.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        *,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., LRScheduler],
+        loss: Callable[[Tensor, Tensor], Tensor],
+        augment: Augment,
+        positive: int | None,
+        seed: int,
+        decay_norms_and_biases: bool = False,
+    ) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.loss = loss
+        self._make_optimizer = optimizer
+        self._make_scheduler = scheduler
+        self._augment = augment
+        self._seed = seed
+        self._decay_norms_and_biases = decay_norms_and_biases
+        self.train_accumulator = Accumulator(positive)
+        self.val_accumulator = Accumulator(positive)
+        self.test_accumulator = Accumulator(positive)
+        self._epoch_began = self._last_batch_ended = 0.0
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of one batch."""
+        generator = Generator().manual_seed(hash((self._seed, self.global_step, self.global_rank)))
+        if self.classifier.is_frozen:
+            logits = self.classifier.head(draw_views(batch.inputs, generator))
+        else:
+            logits = self.classifier(self._augment(batch.inputs, generator)).logits
+        self.train_accumulator.update(logits, batch.labels, batch.indices)
+        return self.loss(logits, batch.labels)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect the predictions of one validation batch."""
+        self.val_accumulator.update(self._logits(batch.inputs), batch.labels, batch.indices)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect the predictions of one test batch."""
+        self.test_accumulator.update(self._logits(batch.inputs), batch.labels, batch.indices)
+
+    def on_train_epoch_start(self) -> None:
+        """Start the clock."""
+        self.train_accumulator.reset()
+        self._epoch_began = time.perf_counter()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Note the time, so that validation does not count as training."""
+        self._last_batch_ended = time.perf_counter()
+
+    def on_train_epoch_end(self) -> None:
+        """Log the metrics of the epoch, the learning rate and the speed.
+
+        Raises:
+            UserError: when the loss is no longer finite.
+        """
+        figures = self._log_metrics("train")
+        seconds = self._last_batch_ended - self._epoch_began
+        num_images = sum(len(labels) for labels in self.train_accumulator.labels)
+        self.log("images_per_second", num_images / seconds)
+        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+        if not math.isfinite(figures["loss"]):
+            raise UserError(
+                f"training diverged in epoch {self.current_epoch + 1}: the loss is {figures['loss']}. "
+                "Lower optimizer.lr, lengthen scheduler.warmup_epochs, or set trainer.gradient_clip."
+            )
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the epoch before."""
+        self.val_accumulator.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics."""
+        self._log_metrics("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the test before."""
+        self.test_accumulator.reset()
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer over parameter groups, and the schedule, stepped every step."""
+        groups = parameter_groups(self.classifier.named_parameters(), self._decay_norms_and_biases)
+        optimizer = self._make_optimizer(groups)
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = self._make_scheduler(
+            optimizer,
+            total_steps=total_steps,
+            steps_per_epoch=max(1, total_steps // (self.trainer.max_epochs or 1)),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what rebuilds the classifier, as plain values."""
+        checkpoint["hyper_parameters"] = self.classifier.spec.to_dict()
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        if self.classifier.is_frozen:
+            logits: Tensor = self.classifier.head(inputs)
+        else:
+            logits = self.classifier(inputs).logits
+        return logits
+
+    def epoch_metrics(self, split: str) -> dict[str, float]:
+        """Return the metrics of the epoch so far; torchmetrics computes them once."""
+        accumulator = {"train": self.train_accumulator, "val": self.val_accumulator, "test": self.test_accumulator}[
+            split
+        ]
+        figures: dict[str, float] = accumulator.compute()
+        return figures
+
+    def _log_metrics(self, split: str) -> dict[str, float]:
+        figures = self.epoch_metrics(split)
+        self.log_dict({f"{split}/{name}": value for name, value in figures.items()})
+        return figures
+
+
+def parameter_groups(
+    parameters: Iterable[tuple[str, nn.Parameter]], decay_norms_and_biases: bool
+) -> list[dict[str, Any]]:
+    """Split trainable parameters into those that decay and the norms and biases, which do not.
+
+    Norms and biases are the parameters of at most one dimension (arXiv 1812.01187, section 3.1).
+    """
+    trainable = [parameter for _, parameter in parameters if parameter.requires_grad]
+    if decay_norms_and_biases:
+        return [{"params": trainable}]
+    matrices = [parameter for parameter in trainable if parameter.ndim > 1]
+    others = [parameter for parameter in trainable if parameter.ndim <= 1]
+    return [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+
+
+def draw_views(features: Tensor, generator: Generator) -> Tensor:
+    """Pick one of the cached views of each picture: `[N, V, D]` or `[N, D]` to `[N, D]`."""
+    if features.ndim == 2:
+        return features
+    rows = torch.arange(len(features))
+    return features[rows, torch.randint(features.shape[1], (len(features),), generator=generator)]

@@ -1,0 +1,99 @@
+"""Build everything that the config names and that needs no data, so that a mistake costs seconds, not hours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from flatfix.config.instantiate import build
+from flatfix.data.sources.base import Source
+from flatfix.data.splits import SplitRule
+from flatfix.errors import UserError
+from flatfix.evaluation.qualification import Bound, parse_bounds
+from flatfix.models.classifier import create_backbone
+from flatfix.training.augment import Augment
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Hold what a run is made of, before any picture or weight is read."""
+
+    source: Source | None
+    rule: SplitRule
+    augment: Augment
+    loss: Callable[[Tensor, Tensor], Tensor]
+    optimizer: Callable[..., Optimizer]
+    scheduler: Callable[..., LRScheduler]
+    bounds: tuple[Bound, ...]
+    stop_when_qualified: bool
+
+
+def make_plan(cfg: Mapping[str, Any]) -> Plan:
+    """Build the parts of a run from a validated config, and try each of them once on something tiny.
+
+    Raises:
+        UserError: naming the option that does not work, alone or together with another.
+    """
+    dataset, model, qualification = cfg["dataset"], cfg["model"], dict(cfg["callbacks"]["qualify"])
+    stop_when_qualified = qualification.pop("stop_when_qualified")
+    plan = Plan(
+        source=build(dataset["source"], "dataset.source") if dataset["source"] else None,
+        rule=SplitRule(**dataset["split"]),
+        augment=build(cfg["augment"], "augment"),
+        loss=build(cfg["loss"], "loss"),
+        optimizer=build(cfg["optimizer"], "optimizer"),
+        scheduler=build(cfg["scheduler"], "scheduler"),
+        bounds=parse_bounds(qualification),
+        stop_when_qualified=stop_when_qualified,
+    )
+    _check_together(cfg, plan)
+    _try(plan)
+    with torch.device("meta"):
+        create_backbone(model["name"], model["options"])
+    return plan
+
+
+def _check_together(cfg: Mapping[str, Any], plan: Plan) -> None:
+    model = cfg["model"]
+    is_frozen = model["freeze"] == "backbone"
+    if is_frozen and plan.augment.changes_pictures and not model["cached_views"]:
+        raise UserError(
+            "model.freeze=backbone: the features of each picture are computed once, so augmentation would not reach "
+            "them. Use augment=none, or model.cached_views=8 to cache eight augmented views of each picture, or "
+            "model.freeze=none."
+        )
+    if model["cached_views"] and not is_frozen:
+        raise UserError(
+            "model.cached_views: only a frozen backbone caches views. Set model.freeze=backbone or drop it."
+        )
+    if model["cached_views"] and not plan.augment.changes_pictures:
+        raise UserError(
+            "model.cached_views: augment=none makes all views alike. Choose another augment, or set it to 0."
+        )
+    if is_frozen and not (model["pretrained"] or model["weights"]):
+        raise UserError(
+            "model.freeze=backbone: the backbone would stay random. Give model.weights or model.pretrained=true."
+        )
+    if cfg["callbacks"]["qualify"]["stop_when_qualified"] and not plan.bounds:
+        raise UserError("callbacks.qualify.stop_when_qualified=true: no bound is set. Set one, such as min_accuracy.")
+    if cfg["callbacks"]["early_stopping"]["delta"] and cfg["callbacks"]["early_stopping"]["patience"] is None:
+        raise UserError("callbacks.early_stopping.delta has no effect without callbacks.early_stopping.patience")
+
+
+def _try(plan: Plan) -> None:
+    """Take one step with the optimizer and the schedule, so that they refuse their options now."""
+    parameter = nn.Parameter(torch.zeros(1, 1))
+    for option, attempt in (
+        ("optimizer", lambda: plan.optimizer([{"params": [parameter]}])),
+        ("scheduler", lambda: plan.scheduler(torch.optim.SGD([parameter], lr=1.0), total_steps=1, steps_per_epoch=1)),
+    ):
+        try:
+            attempt()
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{option}: {error}") from error

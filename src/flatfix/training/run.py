@@ -1,0 +1,366 @@
+"""Train a classifier: from a validated config to a tested checkpoint and its run in MLflow."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.profilers import SimpleProfiler
+
+from flatfix.config.exit_codes import ExitCode
+from flatfix.console import say
+from flatfix.data.cache import Examples, decoded, sample
+from flatfix.data.datamodule import ImageDataModule
+from flatfix.data.publish import resolve
+from flatfix.data.store import LocalStore
+from flatfix.data.version import DatasetVersion
+from flatfix.errors import UserError, one_of
+from flatfix.evaluation.metrics import METRICS
+from flatfix.evaluation.qualification import Qualification, qualify
+from flatfix.evaluation.report import Evaluation, report
+from flatfix.models import classifier as classifiers
+from flatfix.models.classifier import Classifier
+from flatfix.tracking.connection import preflight
+from flatfix.tracking.run import Run, Status
+from flatfix.training import precision as precisions
+from flatfix.training import summary
+from flatfix.training.callbacks import BestMetrics, EarlyStopping, EpochLines, OverfitBelow, progress_bar
+from flatfix.training.checkpoint_io import AtomicCheckpointIO
+from flatfix.training.facts import log_facts
+from flatfix.training.features import cached_features
+from flatfix.training.interruption import Interrupted, interruptible
+from flatfix.training.logger import RunLogger
+from flatfix.training.module import TrainingModule
+from flatfix.training.plan import Plan, make_plan
+
+SPLITS = ("train", "val", "test")
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Tell how a run ended, in plain values.
+
+    `validation` and `test` hold the metrics of the checkpoint that counts; `best_epoch` counts from 0, -1 for none.
+    """
+
+    run_id: str
+    folder: str
+    status: str
+    exit_code: ExitCode
+    checkpoint: str | None = None
+    best_epoch: int = -1
+    num_epochs: int = 0
+    validation: dict[str, float] = field(default_factory=dict)
+    test: dict[str, float] = field(default_factory=dict)
+    qualification: Qualification | None = None
+
+
+def train(cfg: Config) -> RunResult:
+    """Train, test and track one run; the one place that sees the whole config.
+
+    Raises:
+        UserError: for an option that does not work, as far as possible before any data is read.
+    """
+    _quieten()
+    plan = make_plan(cfg)
+    experiment_id = preflight(cfg["tracking"]["uri"], cfg["tracking"]["experiment"])
+    with interruptible():
+        version = _open_dataset(cfg, plan)
+        positive = _positive_index(cfg["dataset"]["positive_class"], version.manifest.classes)
+        run = _start(cfg, version, experiment_id)
+        try:
+            log_facts(run, cfg, version.manifest)
+            result = _train(cfg, plan, version, positive, run)
+        except Interrupted as interruption:
+            run.set_tags({"resumable": str((Path(cfg["paths"]["run"]) / "checkpoints/last.ckpt").is_file()).lower()})
+            say(f"{interruption}: run {run.run_id} is KILLED in MLflow")
+            _end(run, "KILLED", str(interruption))
+            return RunResult(run.run_id, cfg["paths"]["run"], "KILLED", ExitCode.INTERRUPTED)
+        except Exception as error:
+            run.log_text(traceback.format_exc(), "traceback.txt")
+            _end(run, "FAILED", f"{type(error).__name__}: {error}")
+            raise
+        _end(run, "FINISHED")
+    return result
+
+
+def _open_dataset(cfg: Config, plan: Plan) -> DatasetVersion:
+    dataset = cfg["dataset"]
+    version = resolve(
+        LocalStore(cfg["store"]["uri"]),
+        name=dataset["name"],
+        version=dataset["version"],
+        source=plan.source,
+        publish=dataset["publish"],
+        rule=plan.rule,
+        on_bad_image=dataset["on_bad_image"],
+    )
+    manifest = version.manifest
+    counts = ", ".join(f"{manifest.num(split):,} {split}" for split in SPLITS)
+    size = f"{counts}; {len(manifest.classes)} classes; digest {manifest.digest[:12]}"
+    say(f"dataset: {manifest.name} {manifest.version} ({size})")
+    return version
+
+
+def _positive_index(positive_class: str | None, classes: tuple[str, ...]) -> int | None:
+    if len(classes) != 2:
+        if positive_class is not None:
+            raise UserError(
+                f"dataset.positive_class={positive_class}: means nothing with {len(classes)} classes, whose metrics "
+                "are macro averages. Set it to null."
+            )
+        return None
+    if positive_class is None:
+        raise UserError(
+            f"dataset.positive_class: required with two classes. Choose the one to find: {' or '.join(classes)}."
+        )
+    return classes.index(one_of("dataset.positive_class", positive_class, classes))
+
+
+def _start(cfg: Config, version: DatasetVersion, experiment_id: str) -> Run:
+    tracking, optimizer = cfg["tracking"], cfg["optimizer"]["_target_"].rpartition(".")[2].lower()
+    return Run.start(
+        tracking["uri"],
+        experiment_id,
+        name=tracking["run_name"] or f"{version.manifest.name} {cfg['model']['name']} {optimizer}",
+        tags={str(key): str(value) for key, value in tracking["tags"].items()},
+        buffer_dir=Path(cfg["paths"]["run"]),
+        system_metrics=tracking["system_metrics"],
+    )
+
+
+def _end(run: Run, status: Status, reason: str | None = None) -> None:
+    unsent = run.end(status, reason)
+    if unsent:
+        say(unsent)
+
+
+def _train(cfg: Config, plan: Plan, version: DatasetVersion, positive: int | None, run: Run) -> RunResult:
+    folder = Path(cfg["paths"]["run"])
+    L.seed_everything(cfg["seed"], workers=True, verbose=False)
+    examples = _examples(cfg, version)
+    classifier, origin = _classifier(cfg, version)
+    say(f"model: {origin}")
+    precision, why = precisions.choose(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
+    say(f"precision: {precision} ({why})")
+    checkpoint = ModelCheckpoint(
+        dirpath=folder / "checkpoints",
+        filename="best",
+        monitor=f"val/{cfg['monitor']}",
+        mode=METRICS[cfg["monitor"]],
+        save_last=True,
+        save_on_train_epoch_end=False,
+    )
+    best = BestMetrics(checkpoint, plan.bounds, plan.stop_when_qualified)
+    overfit = OverfitBelow(cfg["trainer"]["overfit_below"]) if cfg["trainer"]["overfit_below"] else None
+    profiler = SimpleProfiler() if cfg["trainer"]["profile"] else None
+    trainer = _trainer(cfg, precision, run, [checkpoint, best, *([overfit] if overfit else [])], profiler)
+    if cfg["model"]["freeze"] == "backbone":
+        examples = _features(cfg, plan, version, classifier, examples, precision, trainer)
+    data = ImageDataModule(
+        *(examples[split] for split in SPLITS),
+        batch_size=cfg["dataset"]["batch_size"],
+        seed=cfg["seed"],
+    )
+    module = TrainingModule(
+        classifier,
+        optimizer=plan.optimizer,
+        scheduler=plan.scheduler,
+        loss=plan.loss,
+        augment=plan.augment,
+        positive=positive,
+        seed=cfg["seed"],
+        decay_norms_and_biases=cfg["trainer"]["decay_norms_and_biases"],
+    )
+    trainer.fit(module, datamodule=data)
+    if profiler:
+        summary.print_profile(profiler.recorded_durations)
+    if overfit:
+        return _overfit_result(run, folder, trainer, overfit)
+
+    evaluation = _evaluate(trainer, module, data, examples["test"], version, checkpoint, positive, folder)
+    qualification = qualify(best.metrics, plan.bounds)
+    _log_outcome(run, best, evaluation, qualification, checkpoint)
+    result = RunResult(
+        run_id=run.run_id,
+        folder=str(folder),
+        status="FINISHED",
+        exit_code=ExitCode.DONE,
+        checkpoint=checkpoint.best_model_path,
+        best_epoch=best.epoch,
+        num_epochs=trainer.current_epoch,
+        validation=best.metrics,
+        test=evaluation.metrics,
+        qualification=qualification,
+    )
+    summary.print_result(result, evaluation, cfg["tracking"]["uri"])
+    return result
+
+
+def _examples(cfg: Config, version: DatasetVersion) -> dict[str, Examples]:
+    """Decode every split, and keep the part that the config asks for."""
+    dataset, trainer = cfg["dataset"], cfg["trainer"]
+    examples = {
+        split: decoded(
+            version,
+            split,
+            image_size=dataset["image_size"],
+            resize=dataset["resize"],
+            cache_dir=Path(cfg["paths"]["cache"]),
+        )
+        for split in SPLITS
+    }
+    examples["train"] = sample(examples["train"], dataset["sample_fraction"], cfg["seed"])
+    limit = 1 if trainer["overfit_below"] else trainer["limit_batches"]
+    if limit:
+        count = limit * dataset["batch_size"]
+        examples = {
+            split: sample(each, min(1.0, count / len(each.labels)), cfg["seed"]) for split, each in examples.items()
+        }
+    if trainer["overfit_below"]:
+        examples = dict.fromkeys(SPLITS, examples["train"])
+    return examples
+
+
+def _classifier(cfg: Config, version: DatasetVersion) -> tuple[Classifier, str]:
+    model, dataset = cfg["model"], cfg["dataset"]
+    classifier, origin = classifiers.build(
+        name=model["name"],
+        options=model["options"],
+        pretrained=model["pretrained"],
+        weights_file=Path(model["weights"]) if model["weights"] else None,
+        normalise=model["normalise"],
+        classes=version.manifest.classes,
+        image_size=dataset["image_size"],
+        resize=dataset["resize"],
+        data_mean=version.manifest.mean,
+        data_std=version.manifest.std,
+    )
+    if model["freeze"] == "backbone":
+        classifier.freeze_backbone()
+    return classifier, origin
+
+
+def _trainer(
+    cfg: Config, precision: str, run: Run, callbacks: list[Callback], profiler: SimpleProfiler | None
+) -> L.Trainer:
+    trainer, early_stopping = cfg["trainer"], cfg["callbacks"]["early_stopping"]
+    if early_stopping["patience"]:
+        callbacks.append(EarlyStopping(early_stopping["patience"], early_stopping["delta"]))
+    bars = progress_bar()
+    return L.Trainer(
+        max_epochs=trainer["max_epochs"],
+        accelerator=trainer["accelerator"],
+        devices=1,
+        precision=precision,  # type: ignore[arg-type]
+        gradient_clip_val=trainer["gradient_clip"],
+        logger=RunLogger(run),
+        callbacks=[*callbacks, EpochLines(cfg["monitor"]), *bars],
+        plugins=[AtomicCheckpointIO()],
+        profiler=profiler,
+        enable_progress_bar=bool(bars),
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        default_root_dir=cfg["paths"]["run"],
+    )
+
+
+def _features(
+    cfg: Config,
+    plan: Plan,
+    version: DatasetVersion,
+    classifier: Classifier,
+    examples: dict[str, Examples],
+    precision: str,
+    trainer: L.Trainer,
+) -> dict[str, Examples]:
+    """Replace pictures by the features of the frozen backbone; only training pictures have augmented views."""
+    num_views = cfg["model"]["cached_views"]
+    return {
+        split: cached_features(
+            classifier,
+            each,
+            digest=version.manifest.digest,
+            cache_dir=Path(cfg["paths"]["cache"]),
+            batch_size=cfg["dataset"]["batch_size"],
+            device=trainer.strategy.root_device,
+            precision=precision,
+            augment=plan.augment,
+            num_views=num_views if split == "train" else 0,
+            recipe=cfg["augment"],
+            seed=cfg["seed"],
+        )
+        for split, each in examples.items()
+    }
+
+
+def _evaluate(
+    trainer: L.Trainer,
+    module: TrainingModule,
+    data: ImageDataModule,
+    examples: Examples,
+    version: DatasetVersion,
+    checkpoint: ModelCheckpoint,
+    positive: int | None,
+    folder: Path,
+) -> Evaluation:
+    """Judge the best checkpoint on the test split, which has chosen nothing."""
+    trainer.test(module, datamodule=data, ckpt_path=checkpoint.best_model_path, weights_only=True, verbose=False)
+    labels, probabilities, indices = module.test_accumulator.predictions()
+    order = np.argsort(indices)
+    return report(
+        folder / "evaluation",
+        ids=[examples.ids[row] for row in indices[order]],
+        labels=labels[order],
+        probabilities=probabilities[order],
+        classes=version.manifest.classes,
+        positive=positive,
+    )
+
+
+def _log_outcome(
+    run: Run, best: BestMetrics, evaluation: Evaluation, qualification: Qualification, checkpoint: ModelCheckpoint
+) -> None:
+    run.log_metrics({f"test/{name}": value for name, value in evaluation.metrics.items()}, best.epoch)
+    run.log_metrics({f"best/{name}": value for name, value in best.metrics.items()}, best.epoch)
+    run.log_metrics({"best/epoch": float(best.epoch)}, best.epoch)
+    run.set_tags({"qualified": str(qualification.is_qualified).lower(), "qualification": qualification.reason})
+    for path in (evaluation.predictions_path, *evaluation.figure_paths):
+        run.log_artifact(Path(path), "evaluation")
+    run.log_artifact(Path(checkpoint.best_model_path), "checkpoints")
+
+
+def _overfit_result(run: Run, folder: Path, trainer: L.Trainer, overfit: OverfitBelow) -> RunResult:
+    verdict = f"loss {overfit.last_loss:.4f} on one batch after {trainer.current_epoch} steps"
+    say(f"overfit: {'yes' if overfit.has_succeeded else 'no'}, {verdict} (asked for < {overfit.loss})")
+    return RunResult(
+        run_id=run.run_id,
+        folder=str(folder),
+        status="FINISHED",
+        exit_code=ExitCode.DONE if overfit.has_succeeded else ExitCode.NO,
+        num_epochs=trainer.current_epoch,
+    )
+
+
+def _quieten() -> None:
+    """Keep the lines of Lightning that tell a user nothing he can act on off the screen."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*LeafSpec.* is deprecated",  # Lightning 2.6 on torch 2.15
+        "The number of training batches",  # it is about per-step logging, and nothing is logged per step
+        "Found .* in eval mode",  # a frozen backbone is meant to be
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    torch.set_float32_matmul_precision("high")

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+
+from flatfix.training.callbacks import EarlyStopping
+from flatfix.training.module import draw_views, parameter_groups
+from tests.helpers.models import make_module
+
+
+def epochs_until_stop(figures: list[tuple[float, float]], patience: int, delta: float = 0.0) -> int | None:
+    """Feed (loss, accuracy) of each epoch; return the epoch, counted from 1, at which training stops."""
+    callback, trainer = EarlyStopping(patience, delta), SimpleNamespace(should_stop=False)
+    module = make_module()
+    for epoch, (loss, accuracy) in enumerate(figures, start=1):
+        module.epoch_metrics = lambda split, at=(loss, accuracy): dict(zip(("loss", "accuracy"), at, strict=True))  # type: ignore[method-assign,misc]
+        callback.on_validation_end(trainer, module)  # type: ignore[arg-type]
+        if trainer.should_stop:
+            return epoch
+    return None
+
+
+def test_training_stops_after_patience_epochs_without_progress() -> None:
+    assert epochs_until_stop([(1.0, 0.5), (1.0, 0.5), (1.0, 0.5)], patience=2) == 3
+
+
+def test_either_a_lower_loss_or_a_higher_accuracy_is_progress() -> None:
+    assert epochs_until_stop([(1.0, 0.5), (0.9, 0.5), (0.8, 0.5), (0.7, 0.5)], patience=1) is None
+    assert epochs_until_stop([(1.0, 0.5), (1.1, 0.6), (1.2, 0.7), (1.3, 0.8)], patience=1) is None
+    assert epochs_until_stop([(1.0, 0.5), (1.1, 0.4)], patience=1) == 2
+
+
+def test_progress_smaller_than_delta_does_not_count() -> None:
+    assert epochs_until_stop([(1.0, 0.5), (0.99, 0.505), (0.98, 0.51)], patience=2, delta=0.05) == 3
+    assert epochs_until_stop([(1.0, 0.5), (0.99, 0.505), (0.90, 0.51)], patience=2, delta=0.05) is None
+
+
+def test_early_stopping_goes_on_from_its_state() -> None:
+    first, second = EarlyStopping(3, 0.0), EarlyStopping(3, 0.0)
+    first.best_loss, first.best_accuracy, first.num_idle_epochs = 0.3, 0.9, 2
+    second.load_state_dict(first.state_dict())
+    assert second.state_dict() == first.state_dict()
+
+
+def test_norms_and_biases_do_not_decay_unless_asked() -> None:
+    module = make_module()
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    decaying, spared = parameter_groups(module.named_parameters(), decay_norms_and_biases=False)
+    assert "weight_decay" not in decaying
+    assert spared["weight_decay"] == 0.0
+    assert {names[id(each)].rpartition(".")[2] for each in decaying["params"]} == {"weight"}
+    assert all(each.ndim == 1 for each in spared["params"])
+    assert len(decaying["params"]) + len(spared["params"]) == len(names)
+    (together,) = parameter_groups(module.named_parameters(), decay_norms_and_biases=True)
+    assert len(together["params"]) == len(names)
+
+
+def test_views_are_drawn_for_each_picture_of_its_own() -> None:
+    features = torch.arange(4.0).view(1, 4, 1).expand(1000, 4, 3)
+    drawn = draw_views(features, torch.Generator().manual_seed(0))
+    assert drawn.shape == (1000, 3)
+    counts = torch.bincount(drawn[:, 0].long(), minlength=4)
+    assert counts.min() > 200
+    assert torch.equal(drawn, draw_views(features, torch.Generator().manual_seed(0)))
+    assert torch.equal(draw_views(features[:, 0], torch.Generator()), features[:, 0])

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flatfix.data.cache import Examples
+from flatfix.models.classifier import Classifier
+from flatfix.training.augment import Inspection
+from flatfix.training.features import cached_features
+from tests.helpers.models import make_classifier
+
+
+def pictures(count: int = 10) -> Examples:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(20, 220, (count, 1, 1, 3)) + rng.integers(0, 30, (count, 32, 32, 3))
+    return Examples(
+        pixels.astype(np.uint8), np.arange(count, dtype=np.int64) % 3, [f"picture-{n}" for n in range(count)], "train"
+    )
+
+
+def features(classifier: Classifier, cache: Path, **changes: Any) -> Examples:
+    settings: dict[str, Any] = {
+        "digest": "d" * 64,
+        "cache_dir": cache,
+        "batch_size": 4,
+        "device": torch.device("cpu"),
+        "precision": "32-true",
+    }
+    examples = changes.pop("examples", pictures())
+    return cached_features(classifier, examples, **{**settings, **changes})
+
+
+def frozen(seed: int = 0) -> Classifier:
+    torch.manual_seed(seed)
+    classifier = make_classifier()
+    classifier.freeze_backbone()
+    return classifier
+
+
+def test_the_head_gives_the_same_logits_on_features_as_the_classifier_on_pictures(tmp_path: Path) -> None:
+    classifier = frozen()
+    cached = features(classifier, tmp_path)
+    assert (cached.inputs.shape, cached.inputs.dtype) == ((10, 256), np.float32)
+    with torch.inference_mode():
+        whole = classifier.eval()(torch.from_numpy(pictures().inputs)).logits
+        torch.testing.assert_close(classifier.head(torch.from_numpy(cached.inputs)), whole)
+
+
+def test_features_are_computed_once_and_again_for_whatever_they_depend_on(tmp_path: Path) -> None:
+    def num_files(classifier: Classifier, **changes: Any) -> int:
+        features(classifier, tmp_path, **changes)
+        return len(list((tmp_path / "features").iterdir()))
+
+    assert num_files(frozen()) == 1
+    assert num_files(frozen(), batch_size=3) == 1
+    assert num_files(frozen(seed=1)) == 2
+    assert num_files(frozen(), digest="e" * 64) == 3
+    assert num_files(frozen(), precision="bf16-mixed") == 4
+    assert num_files(frozen(), examples=pictures().select(np.arange(5))) == 5
+    views: dict[str, Any] = {"augment": Inspection(), "num_views": 2, "recipe": {"rotation": 30}}
+    assert num_files(frozen(), **views) == 6
+    assert num_files(frozen(), **views, seed=1) == 7
+    assert num_files(frozen(), **{**views, "recipe": {"rotation": 10}}) == 8
+
+
+def test_views_differ_and_keep_the_order_of_the_pictures(tmp_path: Path) -> None:
+    classifier = frozen()
+    plain = features(classifier, tmp_path).inputs
+    views = features(classifier, tmp_path, augment=Inspection(brightness=0.05, contrast=0.05), num_views=3).inputs
+    assert views.shape == (10, 3, 256)
+    assert not np.allclose(views[:, 0], views[:, 1])
+    distances = np.linalg.norm(views.mean(axis=1)[:, None] - plain[None], axis=2)
+    assert (distances.argmin(axis=1) == np.arange(10)).mean() > 0.8
