@@ -66,7 +66,7 @@ def decoded(version: DatasetVersion, split: str, *, image_size: int, resize: str
     rows = _rows(version, split)
     path = cache_dir / f"{version.manifest.digest[:32]}-{split}-{image_size}-{resize}-v{CACHE_VERSION}.npy"
     if not path.exists():
-        _build(version, rows, image_size, resize, path)
+        _build(version, split, rows, image_size, resize, path)
     code = {name: label for label, name in enumerate(version.manifest.classes)}
     labels = np.array([code[row["label"]] for row in rows], dtype=np.int64)
     return Examples(np.load(path, mmap_mode="c"), labels, [row["id"] for row in rows], split)
@@ -102,7 +102,9 @@ def _rows(version: DatasetVersion, split: str) -> list[dict[str, Any]]:
     return sorted(index.to_pylist(), key=lambda row: rank(row["id"]))
 
 
-def _build(version: DatasetVersion, rows: Sequence[dict[str, Any]], size: int, rule: str, path: Path) -> None:
+def _build(
+    version: DatasetVersion, split: str, rows: Sequence[dict[str, Any]], size: int, rule: str, path: Path
+) -> None:
     """Decode in threads (Pillow releases the GIL) into a temporary file beside `path`, then rename it."""
     shards = {name: np.memmap(version.shard(name), mode="r") for name in sorted({row["shard"] for row in rows})}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +119,7 @@ def _build(version: DatasetVersion, rows: Sequence[dict[str, Any]], size: int, r
 
     try:
         pixels = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(len(rows), size, size, 3))
-        with ThreadPoolExecutor() as pool, progress("Decoding", len(rows)) as advance:
+        with ThreadPoolExecutor() as pool, progress(f"Decoding {split}", len(rows)) as advance:
             for count in pool.map(fill, range(0, len(rows), CHUNK)):
                 advance(count)
         pixels.flush()
