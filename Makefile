@@ -30,9 +30,9 @@ setup: $(VENV)/.has-$(TEST) ## Make .venv with all that training and the tests n
 train: $(VENV)/.has-$(TRAIN) ## Train on the demonstration pictures (ARGS="model=cnn trainer.max_epochs=5")
 	$(PY) train.py $(ARGS)
 
-# One thread a process: the processes share the cores. The slow tier runs alone and may have them all.
+# Each process has one thread (tests/conftest.py). The slow tier runs alone and may have all cores.
 test: lint ## Run lint, then the default tests in parallel (ARGS="-k data")
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile $(ARGS)
 
 test-service: $(VENV)/.has-$(TEST) ## Run the tests that talk to real servers, which they start
 	$(PY) -m pytest -m "service and not slow" $(ARGS) $(UNLESS_EMPTY)

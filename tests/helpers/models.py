@@ -4,11 +4,17 @@ from functools import partial
 from typing import Any
 
 import torch
+import yaml
 
 from flatfix.models.classifier import Classifier, build
 from flatfix.training import schedulers
 from flatfix.training.augment import Identity
 from flatfix.training.module import TrainingModule
+from tests.helpers.compose import CONF
+
+MODELS = [
+    yaml.safe_load(path.read_text(encoding="utf-8"))["name"] for path in sorted((CONF / "model").glob("[!_]*.yaml"))
+]
 
 
 def make_classifier(name: str = "cnn", **changes: Any) -> Classifier:

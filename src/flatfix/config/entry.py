@@ -54,6 +54,8 @@ def entry_point(
                     _discard_untouched(Path(HydraConfig.get().runtime.output_dir))
             except Exception:
                 ended = max(ended, _crash())
+            if ended is ExitCode.INTERRUPTED:
+                raise KeyboardInterrupt  # of several jobs, those that would follow must not begin
 
         @functools.wraps(task)
         def main() -> NoReturn:

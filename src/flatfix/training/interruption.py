@@ -20,17 +20,21 @@ class Interrupted(BaseException):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise `Interrupted` in the main thread on the first Ctrl-C or SIGTERM; a second one kills the process."""
+    """Raise `Interrupted` in the main thread on the first Ctrl-C or SIGTERM; a second one kills the process.
+
+    A signal that the process was told to ignore stays ignored: a shell starts background jobs without Ctrl-C.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def raise_interrupted(number: int, frame: FrameType | None) -> None:
-        for each in SIGNALS:
+        for each in before:
             signal.signal(each, signal.SIG_DFL)
         raise Interrupted(f"interrupted by {signal.Signals(number).name}")
 
-    before = {number: signal.signal(number, raise_interrupted) for number in SIGNALS}
+    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, raise_interrupted) for number in heeded}
     try:
         yield
     finally:

@@ -17,6 +17,7 @@ from flatfix.data.splits import SplitRule
 from flatfix.errors import UserError
 from flatfix.evaluation.qualification import Bound, parse_bounds
 from flatfix.models.classifier import create_backbone
+from flatfix.training import precision
 from flatfix.training.augment import Augment
 
 
@@ -53,9 +54,9 @@ def make_plan(cfg: Mapping[str, Any]) -> Plan:
         stop_when_qualified=stop_when_qualified,
     )
     _check_together(cfg, plan)
-    _try(plan)
-    with torch.device("meta"):
-        create_backbone(model["name"], model["options"])
+    precision.choose(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
+    _try_steps(plan)
+    _try_backbone(model["name"], model["options"], dataset["image_size"])
     return plan
 
 
@@ -86,7 +87,7 @@ def _check_together(cfg: Mapping[str, Any], plan: Plan) -> None:
         raise UserError("callbacks.early_stopping.delta has no effect without callbacks.early_stopping.patience")
 
 
-def _try(plan: Plan) -> None:
+def _try_steps(plan: Plan) -> None:
     """Take one step with the optimizer and the schedule, so that they refuse their options now."""
     parameter = nn.Parameter(torch.zeros(1, 1))
     for option, attempt in (
@@ -97,3 +98,15 @@ def _try(plan: Plan) -> None:
             attempt()
         except (TypeError, ValueError) as error:
             raise UserError(f"{option}: {error}") from error
+
+
+def _try_backbone(name: str, options: Mapping[str, Any], image_size: int) -> None:
+    """Pass a picture without content through the backbone without weights: this costs no memory and no arithmetic."""
+    with torch.device("meta"):
+        backbone = create_backbone(name, options).eval()
+        try:
+            backbone(torch.empty(1, 3, image_size, image_size))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise UserError(
+                f"dataset.image_size={image_size}: {name} does not take it ({str(error).splitlines()[0]})"
+            ) from error

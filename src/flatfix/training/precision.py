@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import torch
 
+from flatfix.errors import UserError
+
 
 def choose(precision: str, accelerator: str) -> tuple[str, str]:
     """Return Lightning's name of the precision to train in, and why.
 
     `auto` takes bf16 autocast on a GPU that has bf16 and on a CPU that has AMX tiles, else fp32.
+
+    Raises:
+        UserError: for what this machine does not have.
     """
+    has_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    if accelerator == "gpu" and not has_gpu:
+        raise UserError("trainer.accelerator=gpu: torch sees no GPU here. Use trainer.accelerator=auto or cpu.")
+    if precision == "16-mixed" and not has_gpu:
+        raise UserError("trainer.precision=16-mixed: needs a GPU. Use auto, bf16-mixed or 32.")
     if precision != "auto":
         return {"32": "32-true"}.get(precision, precision), "as configured"
-    if accelerator != "cpu" and torch.cuda.is_available():
+    if has_gpu:
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bf16-mixed", "this GPU has bf16") if has_bf16 else ("32-true", "this GPU has no bf16")
     if torch.cpu._is_amx_tile_supported():

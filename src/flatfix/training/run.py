@@ -6,7 +6,6 @@ import logging
 import traceback
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from flatfix.evaluation.qualification import Qualification, qualify
 from flatfix.evaluation.report import Evaluation, report
 from flatfix.models import classifier as classifiers
 from flatfix.models.classifier import Classifier
-from flatfix.tracking.connection import preflight
+from flatfix.tracking.connection import preflight, redact
 from flatfix.tracking.run import Run, Status
 from flatfix.training import precision as precisions
 from flatfix.training import summary
@@ -41,28 +40,10 @@ from flatfix.training.interruption import Interrupted, interruptible
 from flatfix.training.logger import RunLogger
 from flatfix.training.module import TrainingModule
 from flatfix.training.plan import Plan, make_plan
+from flatfix.training.result import RunResult
 
 SPLITS = ("train", "val", "test")
 Config = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """Tell how a run ended, in plain values.
-
-    `validation` and `test` hold the metrics of the checkpoint that counts; `best_epoch` counts from 0, -1 for none.
-    """
-
-    run_id: str
-    folder: str
-    status: str
-    exit_code: ExitCode
-    checkpoint: str | None = None
-    best_epoch: int = -1
-    num_epochs: int = 0
-    validation: dict[str, float] = field(default_factory=dict)
-    test: dict[str, float] = field(default_factory=dict)
-    qualification: Qualification | None = None
 
 
 def train(cfg: Config) -> RunResult:
@@ -74,23 +55,22 @@ def train(cfg: Config) -> RunResult:
     _quieten()
     plan = make_plan(cfg)
     experiment_id = preflight(cfg["tracking"]["uri"], cfg["tracking"]["experiment"])
-    with interruptible():
-        version = _open_dataset(cfg, plan)
-        positive = _positive_index(cfg["dataset"]["positive_class"], version.manifest.classes)
-        run = _start(cfg, version, experiment_id)
-        try:
+    run = None
+    try:
+        with interruptible():
+            version = _open_dataset(cfg, plan)
+            positive = _positive_index(cfg["dataset"]["positive_class"], version.manifest.classes)
+            run = _start(cfg, version, experiment_id)
             log_facts(run, cfg, version.manifest)
             result = _train(cfg, plan, version, positive, run)
-        except Interrupted as interruption:
-            run.set_tags({"resumable": str((Path(cfg["paths"]["run"]) / "checkpoints/last.ckpt").is_file()).lower()})
-            say(f"{interruption}: run {run.run_id} is KILLED in MLflow")
-            _end(run, "KILLED", str(interruption))
-            return RunResult(run.run_id, cfg["paths"]["run"], "KILLED", ExitCode.INTERRUPTED)
-        except Exception as error:
+    except Interrupted as interruption:
+        return _interrupted(cfg, run, str(interruption))
+    except Exception as error:
+        if run:
             run.log_text(traceback.format_exc(), "traceback.txt")
             _end(run, "FAILED", f"{type(error).__name__}: {error}")
-            raise
-        _end(run, "FINISHED")
+        raise
+    _end(run, "FINISHED")
     return result
 
 
@@ -137,6 +117,16 @@ def _start(cfg: Config, version: DatasetVersion, experiment_id: str) -> Run:
         buffer_dir=Path(cfg["paths"]["run"]),
         system_metrics=tracking["system_metrics"],
     )
+
+
+def _interrupted(cfg: Config, run: Run | None, reason: str) -> RunResult:
+    folder = cfg["paths"]["run"]
+    if run:
+        has_checkpoint = (Path(folder) / "checkpoints" / "last.ckpt").is_file()
+        run.set_tags({"resumable": str(has_checkpoint).lower()})
+        _end(run, "KILLED", reason)
+    say(f"{reason}: run {run.run_id} is KILLED in MLflow" if run else f"{reason}, before the run began")
+    return RunResult(run.run_id if run else "", folder, "KILLED", ExitCode.INTERRUPTED)
 
 
 def _end(run: Run, status: Status, reason: str | None = None) -> None:
@@ -203,7 +193,7 @@ def _train(cfg: Config, plan: Plan, version: DatasetVersion, positive: int | Non
         test=evaluation.metrics,
         qualification=qualification,
     )
-    summary.print_result(result, evaluation, cfg["tracking"]["uri"])
+    summary.print_result(result, evaluation, redact(cfg["tracking"]["uri"]))
     return result
 
 
@@ -354,8 +344,8 @@ def _overfit_result(run: Run, folder: Path, trainer: L.Trainer, overfit: Overfit
 
 
 def _quieten() -> None:
-    """Keep the lines of Lightning that tell a user nothing he can act on off the screen."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
+    """Keep lines that nobody can act on off the screen."""
+    for name in ("lightning.pytorch", "lightning.fabric", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*LeafSpec.* is deprecated",  # Lightning 2.6 on torch 2.15

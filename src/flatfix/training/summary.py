@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flatfix.console import say, table
 from flatfix.evaluation.report import Evaluation
-
-if TYPE_CHECKING:
-    from flatfix.training.run import RunResult
+from flatfix.training.result import RunResult
 
 
 def print_result(result: RunResult, evaluation: Evaluation, tracking_uri: str) -> None:
@@ -26,7 +24,9 @@ def print_result(result: RunResult, evaluation: Evaluation, tracking_uri: str) -
     for path in evaluation.figure_paths:
         say(f"figure: {_shown(path)}")
     say(f"run: {result.run_id}")
-    say(f"see it: mlflow ui --backend-store-uri {tracking_uri}")
+    mlflow = _shown(Path(sys.executable).with_name("mlflow"))
+    is_server = tracking_uri.startswith("http")
+    say(f"see it: {tracking_uri}" if is_server else f"see it: {mlflow} ui --backend-store-uri {tracking_uri}")
 
 
 def print_profile(durations: Mapping[str, Sequence[float]], rows: int = 15) -> None:

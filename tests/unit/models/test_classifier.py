@@ -5,19 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from flatfix.errors import UserError
 from flatfix.models.classifier import ClassifierSpec, create_backbone
-from tests.helpers.compose import CONF
-from tests.helpers.models import make_classifier
-
-MODELS = {
-    path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))["name"] for path in (CONF / "model").glob("[!_]*.yaml")
-}
+from tests.helpers.models import MODELS, make_classifier
 
 
-@pytest.mark.parametrize("name", MODELS.values())
+@pytest.mark.parametrize("name", MODELS)
 def test_every_model_maps_uint8_pictures_to_logits_and_features(name: str) -> None:
     classifier = make_classifier(name).eval()
     output = classifier(torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8))

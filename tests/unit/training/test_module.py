@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -9,10 +10,12 @@ import torch
 
 from flatfix.data.cache import Examples
 from flatfix.data.datamodule import Batch, ImageDataModule
+from flatfix.errors import UserError
+from flatfix.models.classifier import load_checkpoint
 from flatfix.training import schedulers
 from flatfix.training.augment import Inspection
 from flatfix.training.module import TrainingModule
-from tests.helpers.models import make_classifier, make_module
+from tests.helpers.models import MODELS, make_classifier, make_module
 
 GOLDEN_LOSSES = [1.1635, 1.0916, 1.0427, 0.8112, 1.1119]
 
@@ -88,3 +91,28 @@ def test_a_model_that_can_learn_does() -> None:
     trainer = fit(make_module(optimizer=partial(torch.optim.Adam, lr=0.003)), max_epochs=15)
     assert trainer.callback_metrics["val/accuracy"] == 1.0
     assert trainer.callback_metrics["val/auroc"] == 1.0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_takes_a_step_and_comes_back_from_its_checkpoint_with_the_same_logits(
+    name: str, tmp_path: Path
+) -> None:
+    L.seed_everything(0, verbose=False)
+    module = make_module(make_classifier(name), optimizer=partial(torch.optim.SGD, lr=0.01))
+    before = module.classifier.head.weight.detach().clone()
+    trainer = fit(module, max_steps=1, max_epochs=-1, limit_val_batches=0)
+    assert not torch.equal(module.classifier.head.weight, before)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+
+    images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
+    torch.load(tmp_path / "last.ckpt", weights_only=True)
+    reloaded = load_checkpoint(tmp_path / "last.ckpt")
+    with torch.inference_mode():
+        assert torch.equal(reloaded(images).logits, module.eval().classifier(images).logits)
+    assert reloaded.spec == module.classifier.spec
+
+
+def test_a_file_that_is_no_checkpoint_of_ours_is_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match="not a checkpoint of Flatfix"):
+        load_checkpoint(tmp_path / "other.ckpt")
