@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import signal
 
-
 # Before torch is imported: a worker of pytest-xdist shares the cores with its siblings.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")

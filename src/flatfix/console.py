@@ -7,7 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -31,32 +40,41 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         say("  ".join([first.ljust(widths[0]), *cells]).rstrip())
 
 
-@contextmanager
-def progress(description: str, total: int, unit: str = "pictures") -> Iterator[Callable[[int], None]]:
-    """Show progress over `total` items and yield `advance(count)`.
+class Rate(ProgressColumn):
+    """Show items a second."""
 
-    A terminal gets a bar with rate and time left; anything else gets one closing line with the count and the rate.
-    """
-    start = time.perf_counter()
-    done = 0
-    bar = Progress(
+    def render(self, task: Task) -> Text:
+        """Return the rate of late, or nothing before there is one."""
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "", style="progress.data.speed")
+
+
+def bar() -> Progress:
+    """Return a bar with count, rate and time left, which vanishes when it stops; without a terminal it stays unseen."""
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TaskProgressColumn(show_speed=True),
+        Rate(),
         TimeRemainingColumn(),
         console=console,
         transient=True,
         disable=not console.is_terminal,
     )
-    task = bar.add_task(description, total=total)
 
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        bar.advance(task, count)
 
-    with bar:
+@contextmanager
+def progress(description: str, total: int, unit: str = "pictures") -> Iterator[Callable[[int], None]]:
+    """Show progress over `total` items, yield `advance(count)`, and close with a line that tells count and rate."""
+    start = time.perf_counter()
+    done = 0
+    with bar() as shown:
+        task = shown.add_task(description, total=total)
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            shown.advance(task, count)
+
         yield advance
     seconds = time.perf_counter() - start
     say(f"{description}: {done:,} {unit} in {seconds:.1f} s ({done / max(seconds, 1e-9):,.0f}/s)")

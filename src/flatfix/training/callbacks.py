@@ -1,4 +1,4 @@
-"""Callbacks: early stopping, qualification, the one-batch test, and lines of progress."""
+"""Callbacks: early stopping, qualification, the one-batch test, and progress."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from flatfix.console import console, say
+from flatfix.console import bar, say
+from flatfix.data.datamodule import Batch
 from flatfix.evaluation.qualification import Bound, qualify
 from flatfix.training.module import TrainingModule
 
@@ -106,26 +107,58 @@ class OverfitBelow(Callback):
         return self.last_loss < self.loss
 
 
-class EpochLines(Callback):
-    """Print one line an epoch: what was learnt, how fast, and how long it will still take."""
+class EpochProgress(Callback):
+    """Show the pictures of an epoch, validation included, as a bar on a terminal, and close each epoch with a line."""
 
     def __init__(self, monitor: str) -> None:
         self.shown = dict.fromkeys(["loss", "accuracy", monitor])
         self._began = 0.0
+        self._bar = bar()
+        self._task = self._bar.add_task("")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         self._began = time.perf_counter()
 
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the bar."""
+        num_batches = trainer.num_training_batches + sum(trainer.num_val_batches)
+        total = num_batches * trainer.train_dataloader.batch_size  # type: ignore[union-attr]
+        self._bar.reset(self._task, total=int(total), description=self._name_epoch(trainer))
+        self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Move the bar."""
+        self._bar.advance(self._task, len(batch.labels))
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Move the bar."""
+        self._bar.advance(self._task, len(batch.labels))
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the line."""
+        """Replace the bar by the line: what was learnt, and how long it will still take."""
+        self._bar.stop()
         train, val = epoch_metrics(pl_module, "train"), epoch_metrics(pl_module, "val")
         done, total = trainer.current_epoch + 1, trainer.max_epochs or 1
         left = (time.perf_counter() - self._began) / done * (total - done)
         figures = "  ".join(f"{name} {train[name]:.4f}/{val[name]:.4f}" for name in self.shown)
-        say(f"epoch {done:>{len(str(total))}}/{total}  train/val: {figures}  {left:.0f} s left")
+        say(f"{self._name_epoch(trainer)}  train/val: {figures}  {left:.0f} s left")
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Clear the bar away."""
+        self._bar.stop()
 
-def progress_bar() -> list[Callback]:
-    """Return the bar of a terminal; anything else gets the lines alone."""
-    return [RichProgressBar(leave=False)] if console.is_terminal else []
+    @staticmethod
+    def _name_epoch(trainer: L.Trainer) -> str:
+        total = trainer.max_epochs or 1
+        return f"epoch {trainer.current_epoch + 1:>{len(str(total))}}/{total}"

@@ -32,7 +32,7 @@ from flatfix.tracking.connection import preflight, redact
 from flatfix.tracking.run import Run, Status
 from flatfix.training import precision as precisions
 from flatfix.training import summary
-from flatfix.training.callbacks import BestMetrics, EarlyStopping, EpochLines, OverfitBelow, progress_bar
+from flatfix.training.callbacks import BestMetrics, EarlyStopping, EpochProgress, OverfitBelow
 from flatfix.training.checkpoint_io import AtomicCheckpointIO
 from flatfix.training.facts import log_facts
 from flatfix.training.features import cached_features
@@ -247,7 +247,6 @@ def _trainer(
     trainer, early_stopping = cfg["trainer"], cfg["callbacks"]["early_stopping"]
     if early_stopping["patience"]:
         callbacks.append(EarlyStopping(early_stopping["patience"], early_stopping["delta"]))
-    bars = progress_bar()
     return L.Trainer(
         max_epochs=trainer["max_epochs"],
         accelerator=trainer["accelerator"],
@@ -255,10 +254,10 @@ def _trainer(
         precision=precision,  # type: ignore[arg-type]
         gradient_clip_val=trainer["gradient_clip"],
         logger=RunLogger(run),
-        callbacks=[*callbacks, EpochLines(cfg["monitor"]), *bars],
+        callbacks=[*callbacks, EpochProgress(cfg["monitor"])],
         plugins=[AtomicCheckpointIO()],
         profiler=profiler,
-        enable_progress_bar=bool(bars),
+        enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
