@@ -281,6 +281,12 @@ def test_a_mistake_is_named_before_a_run_begins(
     assert len(client.search_runs(["0", "1"])) == before
 
 
+def test_a_missing_positive_class_is_named_before_anything_is_published(run_tiny: Train, output: Path) -> None:
+    with pytest.raises(UserError, match=r"dataset\.positive_class: required"):
+        run_tiny("dataset.version=unborn", "dataset.positive_class=null")
+    assert not (output / "store/datasets/tires/unborn").exists()
+
+
 def test_a_published_version_needs_no_source(run_tiny: Train, output: Path, tmp_path: Path) -> None:
     known = run_tiny("debug=fast", "trainer.max_epochs=1")
     words = [*TINY[3:], "dataset=published", "dataset.name=tires", "dataset.positive_class=defective", "debug=fast"]

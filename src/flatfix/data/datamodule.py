@@ -29,6 +29,12 @@ class Batch(NamedTuple):
     indices: Tensor
 
 
+def generator(*numbers: int) -> torch.Generator:
+    """Return a generator that depends on whole numbers (a seed, an epoch, a step), not on what was drawn before."""
+    (seed,) = np.random.SeedSequence(numbers).generate_state(1, np.uint64).tolist()
+    return torch.Generator().manual_seed(seed)
+
+
 class BatchLoader:
     """Iterate over a split in batches.
 
@@ -70,8 +76,7 @@ class BatchLoader:
     def _order(self) -> Tensor:
         if not self._is_training:
             return torch.arange(len(self._labels))
-        (seed,) = np.random.SeedSequence([self._seed, self._epoch]).generate_state(1, np.uint64).tolist()
-        return torch.randperm(len(self._labels), generator=torch.Generator().manual_seed(seed))
+        return torch.randperm(len(self._labels), generator=generator(self._seed, self._epoch))
 
 
 class ImageDataModule(L.LightningDataModule):

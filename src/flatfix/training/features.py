@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Generator
 
 from flatfix.console import progress
 from flatfix.data.cache import Examples
+from flatfix.data.datamodule import generator
 from flatfix.models.classifier import Classifier
 from flatfix.training.augment import Augment, Identity
 
@@ -85,10 +85,10 @@ def _compute(
         progress(f"features of {examples.split}", len(images) * len(views)) as advance,
     ):
         for view, augment in enumerate(views):
-            generator = Generator().manual_seed(hash((seed, view)))
+            draws = generator(seed, view)
             for start in range(0, len(images), batch_size):
                 batch = images[start : start + batch_size].to(device)
-                output = classifier.features(augment(batch, generator))
+                output = classifier.features(augment(batch, draws))
                 features[start : start + len(batch), view] = output.float().cpu().numpy()
                 advance(len(batch))
     return features

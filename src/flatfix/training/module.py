@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from flatfix.data.datamodule import Batch
+from flatfix.data.datamodule import Batch, generator
 from flatfix.errors import UserError
 from flatfix.models.classifier import Classifier
 from flatfix.training.accumulator import Accumulator
@@ -61,11 +61,11 @@ class TrainingModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
-        generator = Generator().manual_seed(hash((self._seed, self.global_step, self.global_rank)))
+        draws = generator(self._seed, self.global_step, self.global_rank)
         if self.classifier.is_frozen:
-            logits = self.classifier.head(draw_views(batch.inputs, generator))
+            logits = self.classifier.head(draw_views(batch.inputs, draws))
         else:
-            logits = self.classifier(self._augment(batch.inputs, generator)).logits
+            logits = self.classifier(self._augment(batch.inputs, draws)).logits
         self.train_accumulator.update(logits, batch.labels, batch.indices)
         return self.loss(logits, batch.labels)
 

@@ -21,7 +21,7 @@ from flatfix.data.cache import Examples, decoded, sample
 from flatfix.data.datamodule import ImageDataModule
 from flatfix.data.publish import resolve
 from flatfix.data.store import LocalStore
-from flatfix.data.version import DatasetVersion
+from flatfix.data.version import DatasetVersion, is_held
 from flatfix.errors import UserError, one_of
 from flatfix.evaluation.metrics import METRICS
 from flatfix.evaluation.qualification import Qualification, qualify
@@ -75,9 +75,11 @@ def train(cfg: Config) -> RunResult:
 
 
 def _open_dataset(cfg: Config, plan: Plan) -> DatasetVersion:
-    dataset = cfg["dataset"]
+    dataset, store = cfg["dataset"], LocalStore(cfg["store"]["uri"])
+    if plan.source and not is_held(store, dataset["name"], dataset["version"]):
+        _positive_index(dataset["positive_class"], plan.source.classes)  # known now, not after the publishing
     version = resolve(
-        LocalStore(cfg["store"]["uri"]),
+        store,
         name=dataset["name"],
         version=dataset["version"],
         source=plan.source,
@@ -332,6 +334,7 @@ def _log_outcome(
 
 def _overfit_result(run: Run, folder: Path, trainer: L.Trainer, overfit: OverfitBelow) -> RunResult:
     verdict = f"loss {overfit.last_loss:.4f} on one batch after {trainer.current_epoch} steps"
+    run.set_tags({"qualified": "false", "qualification": f"one-batch test: {verdict}"})
     say(f"overfit: {'yes' if overfit.has_succeeded else 'no'}, {verdict} (asked for < {overfit.loss})")
     return RunResult(
         run_id=run.run_id,
