@@ -16,6 +16,7 @@ CONF = ROOT / "conf"
 def compose_train(output: Path, *overrides: str) -> dict[str, Any]:
     """Compose and validate what `python train.py <overrides>` would, writing below `output`."""
     resolvers.register()
+    words = [f"paths.output={output}", f"paths.run={output}/runs/test", *overrides]
     with hydra.initialize_config_dir(str(CONF)):
-        cfg = hydra.compose("train", overrides=[f"paths.output={output}", f"paths.run={output}/runs/test", *overrides])
-    return validate(cfg, TRAIN)
+        cfg = hydra.compose("train", overrides=words)
+    return validate(cfg, TRAIN, words)

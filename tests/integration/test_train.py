@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,6 +22,7 @@ from flatfix.config.exit_codes import ExitCode
 from flatfix.config.resolvers import package_file
 from flatfix.errors import UserError
 from flatfix.models.classifier import load_checkpoint
+from flatfix.training.facts import log_facts
 from flatfix.training.result import RunResult
 from flatfix.training.run import train
 from tests.helpers.compose import ROOT, compose_train
@@ -220,6 +222,9 @@ def test_the_monitored_metric_chooses_the_checkpoint(run_tiny: Train, client: Ml
     result = run_tiny("monitor=loss", "trainer.max_epochs=4", "optimizer.lr=0.02")
     losses = [point.value for point in client.get_metric_history(result.run_id, "val/loss")]
     assert result.best_epoch == int(np.argmin(losses))
+    checkpoints = Path(result.folder) / "checkpoints"
+    epochs = [torch.load(checkpoints / f"{name}.ckpt", weights_only=True)["epoch"] for name in ("best", "last")]
+    assert epochs == [result.best_epoch, 3]
     assert result.validation["loss"] == pytest.approx(min(losses))
 
 
@@ -261,6 +266,10 @@ def test_a_diverging_run_fails_and_names_the_options(run_tiny: Train, client: Ml
         (["model.name=resnet81"], r"model\.name=resnet81: unknown model"),
         (["dataset.image_size=8"], r"dataset\.image_size=8: cnn does not take it"),
         (["trainer.precision=16-mixed", "trainer.accelerator=cpu"], r"trainer\.precision=16-mixed: needs a GPU"),
+        (["model.weights=/nowhere.pth"], r"model\.weights=/nowhere\.pth: no such file"),
+        (["model.pretrained=true"], r"model\.pretrained=true: timm has no weights of cnn"),
+        (["model.normalise=weights"], r"model\.normalise=weights: no weights"),
+        (["scheduler.warmup_epochs=9"], r"scheduler\.warmup_epochs=9.*longer than the run"),
         (["model.freeze=backbone"], r"model\.freeze=backbone: the backbone would stay random"),
         (["model.cached_views=3"], r"model\.cached_views: only a frozen backbone"),
         (["callbacks.qualify.min_accuracy=2"], r"callbacks\.qualify\.min_accuracy=2"),
@@ -288,12 +297,12 @@ def test_a_missing_positive_class_is_named_before_anything_is_published(run_tiny
 
 
 def test_a_published_version_needs_no_source(run_tiny: Train, output: Path, tmp_path: Path) -> None:
-    known = run_tiny("debug=fast", "trainer.max_epochs=1")
+    known = run_tiny("debug=fast", "trainer.max_epochs=1", name="known")
     words = [*TINY[3:], "dataset=published", "dataset.name=tires", "dataset.positive_class=defective", "debug=fast"]
     words += ["trainer.max_epochs=1", f"paths.run={tmp_path / 'published'}"]
     assert train(compose_train(output, *words, "dataset.version=v1")).test == known.test
     with pytest.raises(UserError, match=r"dataset\.version=v9: not in the store .* which holds .*tires/v1"):
-        train(compose_train(output, *words, "dataset.version=v9"))
+        train(compose_train(output, *words, "dataset.version=v9", f"paths.run={tmp_path / 'v9'}"))
 
 
 def test_three_classes_from_a_folder_train_and_a_positive_class_is_refused(tmp_path: Path, output: Path) -> None:
@@ -314,13 +323,37 @@ def test_three_classes_from_a_folder_train_and_a_positive_class_is_refused(tmp_p
     result = train(compose_train(output, *words, "trainer.max_epochs=4", "optimizer.lr=0.01"))
     assert result.test["accuracy"] > 0.9
     with pytest.raises(UserError, match=r"dataset\.positive_class=grey: means nothing with 3 classes"):
-        train(compose_train(output, *words, "dataset.positive_class=grey"))
+        train(compose_train(output, *words, "dataset.positive_class=grey", f"paths.run={tmp_path / 'other'}"))
 
 
 def test_sample_fraction_trains_on_a_part_and_tests_on_all(run_tiny: Train, client: MlflowClient) -> None:
     result = run_tiny("dataset.sample_fraction=0.5")
     assert len(pq.read_table(Path(result.folder) / "evaluation" / "predictions.parquet")) == 40
-    assert torch.load(str(result.checkpoint), weights_only=True)["global_step"] % (48 // 16) == 0
+    num_steps = torch.load(str(result.checkpoint), weights_only=True)["global_step"]
+    assert num_steps == (result.best_epoch + 1) * (48 // 16)
+
+
+def test_a_password_in_the_address_of_the_server_is_not_logged(output: Path, tmp_path: Path) -> None:
+    logged: list[str] = []
+    cfg = compose_train(tmp_path, *TINY, "tracking.uri=http://bob:s3cret@127.0.0.1:9")
+    (tmp_path / "runs/test/.hydra").mkdir(parents=True)
+    (tmp_path / "runs/test/.hydra/overrides.yaml").write_text("- tracking.uri=http://bob:s3cret@127.0.0.1:9\n")
+    recorder = SimpleNamespace(
+        log_params=lambda values: logged.append(str(values)),
+        log_text=lambda text, name: logged.append("" if name.startswith("code/") else text),
+        log_dict=lambda values, name: logged.append(str(values)),
+        set_tags=lambda tags: logged.append(str(tags)),
+    )
+    manifest = SimpleNamespace(name="tires", version="v1", digest="d")
+    log_facts(recorder, cfg, manifest)  # type: ignore[arg-type]
+    assert "bob:***@" in "\n".join(logged)
+    assert "s3cret" not in "\n".join(logged)
+
+
+def test_a_folder_with_another_runs_checkpoints_is_refused(run_tiny: Train) -> None:
+    run_tiny("debug=fast", "trainer.max_epochs=1")
+    with pytest.raises(UserError, match=r"paths\.run=.*holds another run's checkpoints"):
+        run_tiny("debug=fast", "trainer.max_epochs=1")
 
 
 def test_an_experiment_in_the_trash_is_an_error_before_training(run_tiny: Train, client: MlflowClient) -> None:

@@ -53,7 +53,7 @@ LAW = {
     ),
     "training": Room(
         names(
-            "lightning torch torchmetrics flatfix.data flatfix.models flatfix.tracking flatfix.evaluation"
+            "lightning timm torch torchmetrics flatfix.data flatfix.models flatfix.tracking flatfix.evaluation"
             " flatfix.registry flatfix.notify"
         )
     ),

@@ -47,11 +47,11 @@ def entry_point(
         def job(cfg: DictConfig) -> None:
             nonlocal ended
             try:
-                ended = max(ended, task(validate(cfg, schema)))
+                ended = max(ended, task(validate(cfg, schema, HydraConfig.get().overrides.task)))
             except UserError as error:
                 ended = max(ended, _refuse(str(error)))
                 if HydraConfig.get().output_subdir:
-                    _discard_untouched(Path(HydraConfig.get().runtime.output_dir))
+                    _discard_untouched(Path(HydraConfig.get().runtime.output_dir), name)
             except Exception:
                 ended = max(ended, _crash())
             if ended is ExitCode.INTERRUPTED:
@@ -125,8 +125,7 @@ def _crash() -> ExitCode:
     return ExitCode.ERROR
 
 
-def _discard_untouched(folder: Path) -> None:
+def _discard_untouched(folder: Path, job_name: str) -> None:
     """Remove a run folder that holds nothing but what Hydra wrote there before the config was checked."""
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if ".hydra" in names and all(name == ".hydra" or name.endswith(".log") for name in names):
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".hydra", f"{job_name}.log"}:
         shutil.rmtree(folder)

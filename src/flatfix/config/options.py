@@ -22,6 +22,10 @@ DATASET: Schema = {
     "dataset.source": Target(
         ("flatfix.data.sources.",), "where a version that the store lacks is published from", optional=True
     ),
+    "dataset.source.root": Option(str, "folder of class folders, or of train, val and test above them"),
+    "dataset.source.num_pictures": Option(int, "pictures to draw", low=2),
+    "dataset.source.size": Option(int, "pixels a side of a drawn picture", low=32),
+    "dataset.source.seed": Option(int, "seed of the drawn pictures", low=0),
     "dataset.publish": Option(bool, "publish a version that the store lacks (null: only a local store)", optional=True),
     "dataset.on_bad_image": Option(str, "what publishing does with an unreadable file", choices=("error", "skip")),
     "dataset.split.val_fraction": Option(float, "part drawn for validation", above=0, below=1),

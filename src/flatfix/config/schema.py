@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,8 @@ class Option:
         """Return what is wrong with `value`, or None."""
         if value is None:
             return None if self.optional else f"needs a value ({self.expected()})"
+        if value == "":
+            return f"is empty, expected {self.expected()}"
         if self.choices:
             near = did_you_mean(str(value), self.choices)
             valid = f"{value!r} is not a valid choice. Valid: {', '.join(self.choices)}.{near}"
@@ -88,8 +90,13 @@ class Free:
 Schema = Mapping[str, Option | Target | Free]
 
 
-def validate(cfg: DictConfig, schema: Schema) -> dict[str, Any]:
+def validate(cfg: DictConfig, schema: Schema, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Check a composed config against `schema` and return it resolved, as plain Python values.
+
+    Args:
+        cfg: what Hydra composed.
+        schema: what every option accepts.
+        overrides: the command line, which tells how a text that YAML takes for a number was written.
 
     Raises:
         UserError: naming each option that is unknown, missing, of the wrong type or out of range.
@@ -105,7 +112,7 @@ def validate(cfg: DictConfig, schema: Schema) -> dict[str, Any]:
             faults.append(f"{key}: {fault}")
     if faults:
         raise UserError("\n".join(faults))
-    _write_texts(config, schema)
+    _write_texts(config, schema, dict(word.lstrip("+").split("=", 1) for word in overrides if "=" in word))
     return config
 
 
@@ -120,15 +127,17 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def _write_texts(config: dict[str, Any], schema: Schema) -> None:
-    """Turn what YAML took for a number back into the text that the option is: `dataset.version=1`."""
+def _write_texts(config: dict[str, Any], schema: Schema, written: Mapping[str, str]) -> None:
+    """Turn what YAML took for a number back into the text that the option is: `dataset.version=2024_01_15`."""
     for key, rule in schema.items():
         *parents, leaf = key.split(".")
         node: Any = config
         for parent in parents:
             node = node.get(parent) if isinstance(node, dict) else None
-        if isinstance(rule, Option) and rule.type is str and isinstance(node, dict) and node.get(leaf) is not None:
-            node[leaf] = str(node[leaf])
+        if isinstance(rule, Option) and rule.type is str and isinstance(node, dict):
+            value = node.get(leaf)
+            if isinstance(value, int | float):
+                node[leaf] = written.get(key, str(value))
 
 
 def _leaves(node: Mapping[str, Any], schema: Schema, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -176,5 +185,5 @@ def _has_type(value: Any, type_: type) -> bool:
     if type_ is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if type_ is str:  # YAML takes dataset.version=1 for a number
-        return isinstance(value, str | int) and not isinstance(value, bool)
+        return isinstance(value, str | int | float) and not isinstance(value, bool)
     return isinstance(value, type_)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from flatfix.console import progress
+from flatfix.console import progress, say
 from flatfix.data.splits import SPLITS, quotas, rank
 from flatfix.data.version import DatasetVersion
 from flatfix.errors import UserError, one_of
@@ -65,11 +65,23 @@ def decoded(version: DatasetVersion, split: str, *, image_size: int, resize: str
         raise UserError(f"dataset.image_size={image_size}: must be at least 1.")
     rows = _rows(version, split)
     path = cache_dir / f"{version.manifest.digest[:32]}-{split}-{image_size}-{resize}-v{CACHE_VERSION}.npy"
-    if not path.exists():
+    if (pixels := load_array(path)) is None:
         _build(version, split, rows, image_size, resize, path)
+        pixels = np.load(path, mmap_mode="c")
     code = {name: label for label, name in enumerate(version.manifest.classes)}
     labels = np.array([code[row["label"]] for row in rows], dtype=np.int64)
-    return Examples(np.load(path, mmap_mode="c"), labels, [row["id"] for row in rows], split)
+    return Examples(pixels, labels, [row["id"] for row in rows], split)
+
+
+def load_array(path: Path) -> NDArray[Any] | None:
+    """Map an array of the cache copy-on-write; None where there is none, or where the file was cut short."""
+    try:
+        return np.load(path, mmap_mode="c")  # type: ignore[no-any-return]
+    except FileNotFoundError:
+        return None
+    except (ValueError, EOFError) as error:
+        say(f"{path}: damaged ({error}), made anew")
+        return None
 
 
 def sample(examples: Examples, fraction: float, seed: int) -> Examples:

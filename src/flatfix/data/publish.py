@@ -220,7 +220,8 @@ def _commit(store: Store, manifest: Manifest, folder: Path) -> Manifest:
     """Put the files into the store, the manifest last; leave alone what is there already."""
     name, version = manifest.name, manifest.version
     key = version_key(name, version)
-    with suppress(StoreConflictError):  # another process was faster: compare with what it published
+    # Of two that publish at once the second waits here, and then finds the version of the first.
+    with suppress(StoreConflictError), store.lock(key):
         if not is_held(store, name, version):
             for file in (*(shard.name for shard in manifest.shards), INDEX_NAME):
                 store.put_file(f"{key}/{file}", folder / file)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -47,6 +48,10 @@ class Store(Protocol):
 
     def list(self, prefix: str) -> Keys:
         """Return the keys that begin with the prefix, sorted."""
+        ...
+
+    def lock(self, prefix: str) -> AbstractContextManager[None]:
+        """Keep other publishers from the keys below the prefix until the context ends, or this process does."""
         ...
 
     def put_file(self, key: str, path: Path) -> None:
@@ -98,6 +103,15 @@ class LocalStore:
         files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
         keys = (path.relative_to(self.root).as_posix() for path in files)
         return sorted(key for key in keys if key.startswith(prefix))
+
+    @contextmanager
+    def lock(self, prefix: str) -> Iterator[None]:
+        """Hold an advisory lock on a hidden file in the folder; the system drops it when the process ends."""
+        folder = self.root / prefix
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def put_file(self, key: str, path: Path) -> None:
         """Copy the file."""

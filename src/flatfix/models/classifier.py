@@ -46,7 +46,7 @@ class ClassifierSpec:
 
 
 class Output(NamedTuple):
-    """Hold logits `[N, classes]` and features `[N, D]`, both float."""
+    """Hold logits `[N, classes]` and features `[N, D]`, in float32, or in the type of the autocast they ran under."""
 
     logits: Tensor
     features: Tensor
@@ -62,7 +62,8 @@ class Classifier(nn.Module):
         super().__init__()
         self.spec = spec
         self.backbone = backbone
-        self.head = nn.Linear(int(backbone.num_features), len(spec.classes))  # type: ignore[arg-type]
+        self.num_features = num_features(backbone)
+        self.head = nn.Linear(self.num_features, len(spec.classes))
         self.is_frozen = False
         self.register_buffer("mean", 255 * torch.tensor(spec.mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(spec.std).view(1, 3, 1, 1))
@@ -94,6 +95,11 @@ class Classifier(nn.Module):
         return self
 
 
+def num_features(backbone: nn.Module) -> int:
+    """Return the width of what a headless timm model returns; some widen it by a last hidden layer."""
+    return int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
+
+
 def create_backbone(name: str, options: Mapping[str, Any], pretrained: bool = False) -> nn.Module:
     """Build a timm model without its head: `[N, 3, H, W]` to `[N, num_features]`.
 
@@ -104,7 +110,7 @@ def create_backbone(name: str, options: Mapping[str, Any], pretrained: bool = Fa
         raise UserError(f"model.name={name}: unknown model.{did_you_mean(name, timm.list_models())}")
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"model.options: {name} does not take them: {error}") from error
     except (RuntimeError, OSError) as error:
         if not pretrained:
@@ -113,6 +119,22 @@ def create_backbone(name: str, options: Mapping[str, Any], pretrained: bool = Fa
             f"model.pretrained=true: the weights of {name} could not be had from the hub ({error}). "
             "Give a file with model.weights, or train from scratch with model.pretrained=false."
         ) from error
+
+
+def check_start(name: str, pretrained: bool, weights_file: Path | None, normalise: str) -> None:
+    """Check, without loading anything, what a classifier is to start from.
+
+    Raises:
+        UserError: naming the option that does not fit.
+    """
+    if pretrained and weights_file:
+        raise UserError("model.pretrained=true and model.weights are both given: choose one")
+    if pretrained and not timm.is_model_pretrained(name):
+        raise UserError(f"model.pretrained=true: timm has no weights of {name}. Give a file with model.weights.")
+    if weights_file and not weights_file.is_file():
+        raise UserError(f"model.weights={weights_file}: no such file")
+    if normalise == "weights" and not pretrained and not weights_file:
+        raise UserError("model.normalise=weights: no weights are loaded. Use auto or data, or give model.weights.")
 
 
 def build(
@@ -149,13 +171,10 @@ def build(
     Raises:
         UserError: naming the option that does not fit.
     """
-    if pretrained and weights_file:
-        raise UserError("model.pretrained=true and model.weights are both given: choose one")
+    check_start(name, pretrained, weights_file, normalise)
     backbone = create_backbone(name, options, pretrained)
     loaded = weights.load(backbone, weights_file) if weights_file else None
     has_weights = pretrained or loaded is not None
-    if normalise == "weights" and not has_weights:
-        raise UserError("model.normalise=weights: no weights are loaded. Use auto or data, or give model.weights.")
     mean, std = data_mean, data_std
     if has_weights and normalise != "data":
         published = getattr(backbone, "pretrained_cfg", None) or {}

@@ -32,14 +32,15 @@ class LoadedWeights:
 def load(backbone: nn.Module, path: Path) -> LoadedWeights:
     """Copy the weights in `path` into `backbone`, which has no head.
 
-    Tensors are matched by name, less the usual prefixes. A file with other names but the same tensors in the same order
-    and shapes, such as a port from another library, is matched by order. Tensors of a head are left out.
+    Tensors are matched by name, less the usual prefixes. A file with other names but tensors of the same kind (weight,
+    bias …) and shape in the same order, such as a port from another library, is matched by order. Tensors of a head are
+    left out.
 
     Raises:
         UserError: when the file cannot be read or does not fit; nothing has been copied then.
     """
     content = _read(path)
-    state = content.get("state_dict", content.get("model", content))
+    state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
     tensors = {_strip(name): value for name, value in state.items() if isinstance(value, Tensor)}
     wanted = backbone.state_dict()
     matched_by = "name"
@@ -59,8 +60,6 @@ def load(backbone: nn.Module, path: Path) -> LoadedWeights:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise UserError(f"model.weights={path}: no such file")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -81,7 +80,12 @@ def _strip(name: str) -> str:
 
 
 def _by_order(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    body = [tensor for name, tensor in tensors.items() if not name.startswith(HEADS)]
-    if [tensor.shape for tensor in body] != [tensor.shape for tensor in wanted.values()]:
+    body = {name: tensor for name, tensor in tensors.items() if not name.startswith(HEADS)}
+    # The last part of the name tells the four tensors of a batch norm apart, which all have one shape.
+    if [_kind(*item) for item in body.items()] != [_kind(*item) for item in wanted.items()]:
         return {}
-    return dict(zip(wanted, body, strict=True))
+    return dict(zip(wanted, body.values(), strict=True))
+
+
+def _kind(name: str, tensor: Tensor) -> tuple[str, torch.Size]:
+    return name.rpartition(".")[2], tensor.shape

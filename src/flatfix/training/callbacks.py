@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from flatfix.console import bar, say
 from flatfix.data.datamodule import Batch
+from flatfix.evaluation.metrics import is_better
 from flatfix.evaluation.qualification import Bound, qualify
 from flatfix.training.module import TrainingModule
 
@@ -34,12 +35,12 @@ class EarlyStopping(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count the epochs without progress."""
         figures = epoch_metrics(pl_module, "val")
-        has_progress = (
-            figures["loss"] < self.best_loss - self.delta or figures["accuracy"] > self.best_accuracy + self.delta
-        )
-        self.best_loss = min(self.best_loss, figures["loss"])
-        self.best_accuracy = max(self.best_accuracy, figures["accuracy"])
-        self.num_idle_epochs = 0 if has_progress else self.num_idle_epochs + 1
+        self.num_idle_epochs += 1
+        # The reference moves with what counts only: small steps in one direction add up to progress.
+        if is_better("loss", figures["loss"], self.best_loss, self.delta):
+            self.best_loss, self.num_idle_epochs = figures["loss"], 0
+        if is_better("accuracy", figures["accuracy"], self.best_accuracy, self.delta):
+            self.best_accuracy, self.num_idle_epochs = figures["accuracy"], 0
         if self.num_idle_epochs >= self.patience:
             trainer.should_stop = True
             say(f"early stop: no progress in {self.patience} epochs")

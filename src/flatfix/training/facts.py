@@ -9,6 +9,7 @@ from typing import Any
 import flatfix
 from flatfix.config.text import to_yaml
 from flatfix.data.manifest import Manifest
+from flatfix.tracking.connection import redact
 from flatfix.tracking.provenance import Provenance
 from flatfix.tracking.run import Run
 
@@ -28,6 +29,8 @@ PACKAGES = (
 
 def log_facts(run: Run, cfg: Mapping[str, Any], manifest: Manifest) -> None:
     """Log the named parameters, the flattened config, the config files and the state of the code."""
+    uri = cfg["tracking"]["uri"]
+    cfg = {**cfg, "tracking": {**cfg["tracking"], "uri": redact(uri)}}
     early_stopping = cfg["callbacks"]["early_stopping"]
     named = {
         "model_name": cfg["model"]["name"],
@@ -48,8 +51,8 @@ def log_facts(run: Run, cfg: Mapping[str, Any], manifest: Manifest) -> None:
     run.log_text(to_yaml(cfg), "config/resolved.yaml")
     overrides = Path(cfg["paths"]["run"]) / ".hydra" / "overrides.yaml"
     if overrides.is_file():
-        run.log_text(overrides.read_text(encoding="utf-8"), "config/overrides.yaml")
-    provenance = Provenance.collect(Path.cwd(), PACKAGES)
+        run.log_text(overrides.read_text(encoding="utf-8").replace(uri, redact(uri)), "config/overrides.yaml")
+    provenance = Provenance.collect(Path(flatfix.__file__).parent, PACKAGES)
     run.log_dict(provenance.summary(), "code/provenance.json")
     run.set_tags({"git_commit": provenance.commit or "unknown", "git_dirty": str(provenance.is_dirty).lower()})
     if provenance.diff:

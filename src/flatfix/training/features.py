@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from numpy.typing import NDArray
 
 from flatfix.console import progress
-from flatfix.data.cache import Examples
+from flatfix.data.cache import CACHE_VERSION, Examples, load_array
 from flatfix.data.datamodule import generator
 from flatfix.models.classifier import Classifier
 from flatfix.training.augment import Augment, Identity
+
+# Part of the key: raise it when augmentation or this module comes to give other features.
+FEATURES_VERSION = 1
+CHUNK = 64  # pictures a pass; not dataset.batch_size, on which no feature may depend
 
 
 def cached_features(
@@ -25,7 +30,6 @@ def cached_features(
     *,
     digest: str,
     cache_dir: Path,
-    batch_size: int,
     device: torch.device,
     precision: str,
     augment: Augment | None = None,
@@ -40,7 +44,6 @@ def cached_features(
         examples: pictures `[N, H, W, 3] uint8`.
         digest: digest of the dataset version.
         cache_dir: where features are kept, keyed by everything that they depend on.
-        batch_size: pictures a pass.
         device: where the backbone runs.
         precision: Lightning's name of the precision; `bf16-mixed` and `16-mixed` run under autocast.
         augment: varies the pictures of each view.
@@ -49,6 +52,8 @@ def cached_features(
         seed: seed of the variation.
     """
     key = {
+        "versions": [FEATURES_VERSION, CACHE_VERSION, timm.__version__, torch.__version__],
+        "device": device.type,
         "dataset": digest,
         "rows": hashlib.sha256("\n".join(examples.ids).encode()).hexdigest(),
         "classifier": {name: value for name, value in classifier.spec.to_dict().items() if name != "classes"},
@@ -58,25 +63,25 @@ def cached_features(
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:32]
     path = cache_dir / "features" / f"{examples.split}-{name}.npy"
-    if not path.is_file():
+    if (inputs := load_array(path)) is None:
         views = [augment or Identity()] * num_views or [Identity()]
-        features = _compute(classifier, examples, views, batch_size, device, precision, seed)
-        _save(path, features if num_views else features[:, 0])
-    return Examples(np.load(path, mmap_mode="c"), examples.labels, examples.ids, examples.split)
+        features = _compute(classifier, examples, views, device, precision, seed)
+        inputs = features if num_views else features[:, 0]
+        _save(path, inputs)
+    return Examples(inputs, examples.labels, examples.ids, examples.split)
 
 
 def _compute(
     classifier: Classifier,
     examples: Examples,
     views: list[Any],
-    batch_size: int,
     device: torch.device,
     precision: str,
     seed: int,
 ) -> NDArray[np.float32]:
     """Return features `[N, V, D]`."""
     images = torch.from_numpy(examples.inputs)
-    features = np.empty((len(images), len(views), int(classifier.backbone.num_features)), dtype=np.float32)  # type: ignore[arg-type]
+    features = np.empty((len(images), len(views), classifier.num_features), dtype=np.float32)
     half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     classifier.eval().to(device)
     with (
@@ -85,10 +90,9 @@ def _compute(
         progress(f"features of {examples.split}", len(images) * len(views)) as advance,
     ):
         for view, augment in enumerate(views):
-            draws = generator(seed, view)
-            for start in range(0, len(images), batch_size):
-                batch = images[start : start + batch_size].to(device)
-                output = classifier.features(augment(batch, draws))
+            for start in range(0, len(images), CHUNK):
+                batch = images[start : start + CHUNK].to(device)
+                output = classifier.features(augment(batch, generator(seed, view, start)))
                 features[start : start + len(batch), view] = output.float().cpu().numpy()
                 advance(len(batch))
     return features

@@ -57,7 +57,7 @@ class TrainingModule(L.LightningModule):
         self.train_accumulator = Accumulator(positive)
         self.val_accumulator = Accumulator(positive)
         self.test_accumulator = Accumulator(positive)
-        self._epoch_began = self._last_batch_ended = 0.0
+        self._epoch_began = self._last_batch_ended = self._learning_rate = 0.0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
@@ -82,6 +82,10 @@ class TrainingModule(L.LightningModule):
         self.train_accumulator.reset()
         self._epoch_began = time.perf_counter()
 
+    def on_train_batch_start(self, *args: Any) -> None:
+        """Note the learning rate of the step, before the schedule moves on."""
+        self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+
     def on_train_batch_end(self, *args: Any) -> None:
         """Note the time, so that validation does not count as training."""
         self._last_batch_ended = time.perf_counter()
@@ -96,7 +100,7 @@ class TrainingModule(L.LightningModule):
         seconds = self._last_batch_ended - self._epoch_began
         num_images = sum(len(labels) for labels in self.train_accumulator.labels)
         self.log("images_per_second", num_images / seconds)
-        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log("learning_rate", self._learning_rate)
         if not math.isfinite(figures["loss"]):
             raise UserError(
                 f"training diverged in epoch {self.current_epoch + 1}: the loss is {figures['loss']}. "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from flatfix.data.sources.base import Source
 from flatfix.data.splits import SplitRule
 from flatfix.errors import UserError
 from flatfix.evaluation.qualification import Bound, parse_bounds
-from flatfix.models.classifier import create_backbone
+from flatfix.models.classifier import check_start, create_backbone, num_features
 from flatfix.training import precision
 from flatfix.training.augment import Augment
 
@@ -54,6 +55,8 @@ def make_plan(cfg: Mapping[str, Any]) -> Plan:
         stop_when_qualified=stop_when_qualified,
     )
     _check_together(cfg, plan)
+    weights = Path(model["weights"]) if model["weights"] else None
+    check_start(model["name"], model["pretrained"], weights, model["normalise"])
     precision.choose(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
     _try_steps(plan)
     _try_backbone(model["name"], model["options"], dataset["image_size"])
@@ -83,6 +86,11 @@ def _check_together(cfg: Mapping[str, Any], plan: Plan) -> None:
         )
     if cfg["callbacks"]["qualify"]["stop_when_qualified"] and not plan.bounds:
         raise UserError("callbacks.qualify.stop_when_qualified=true: no bound is set. Set one, such as min_accuracy.")
+    if cfg["scheduler"]["warmup_epochs"] > cfg["trainer"]["max_epochs"]:
+        raise UserError(
+            f"scheduler.warmup_epochs={cfg['scheduler']['warmup_epochs']}: longer than the run "
+            f"(trainer.max_epochs={cfg['trainer']['max_epochs']}), so the learning rate would never be reached"
+        )
     if cfg["callbacks"]["early_stopping"]["delta"] and cfg["callbacks"]["early_stopping"]["patience"] is None:
         raise UserError("callbacks.early_stopping.delta has no effect without callbacks.early_stopping.patience")
 
@@ -105,8 +113,11 @@ def _try_backbone(name: str, options: Mapping[str, Any], image_size: int) -> Non
     with torch.device("meta"):
         backbone = create_backbone(name, options).eval()
         try:
-            backbone(torch.empty(1, 3, image_size, image_size))
+            features = backbone(torch.empty(1, 3, image_size, image_size))
         except (RuntimeError, ValueError, AssertionError) as error:
-            raise UserError(
-                f"dataset.image_size={image_size}: {name} does not take it ({str(error).splitlines()[0]})"
-            ) from error
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(f"dataset.image_size={image_size}: {name} does not take it ({reason})") from error
+    if features.shape != (1, num_features(backbone)):
+        raise UserError(
+            f"model.name={name}: gives features of shape {tuple(features.shape)}; a classifier needs [N, D]"
+        )

@@ -20,6 +20,7 @@ from flatfix.console import say
 from flatfix.data.cache import Examples, decoded, sample
 from flatfix.data.datamodule import ImageDataModule
 from flatfix.data.publish import resolve
+from flatfix.data.splits import SPLITS
 from flatfix.data.store import LocalStore
 from flatfix.data.version import DatasetVersion, is_held
 from flatfix.errors import UserError, one_of
@@ -32,6 +33,7 @@ from flatfix.tracking.connection import preflight, redact
 from flatfix.tracking.run import Run, Status
 from flatfix.training import precision as precisions
 from flatfix.training import summary
+from flatfix.training.augment import Identity
 from flatfix.training.callbacks import BestMetrics, EarlyStopping, EpochProgress, OverfitBelow
 from flatfix.training.checkpoint_io import AtomicCheckpointIO
 from flatfix.training.facts import log_facts
@@ -42,7 +44,6 @@ from flatfix.training.module import TrainingModule
 from flatfix.training.plan import Plan, make_plan
 from flatfix.training.result import RunResult
 
-SPLITS = ("train", "val", "test")
 Config = Mapping[str, Any]
 
 
@@ -54,6 +55,8 @@ def train(cfg: Config) -> RunResult:
     """
     _quieten()
     plan = make_plan(cfg)
+    if (Path(cfg["paths"]["run"]) / "checkpoints").exists():
+        raise UserError(f"paths.run={cfg['paths']['run']}: holds another run's checkpoints. Name another folder.")
     experiment_id = preflight(cfg["tracking"]["uri"], cfg["tracking"]["experiment"])
     run = None
     try:
@@ -150,13 +153,15 @@ def _train(cfg: Config, plan: Plan, version: DatasetVersion, positive: int | Non
         filename="best",
         monitor=f"val/{cfg['monitor']}",
         mode=METRICS[cfg["monitor"]],
-        save_last=True,
         save_on_train_epoch_end=False,
     )
     best = BestMetrics(checkpoint, plan.bounds, plan.stop_when_qualified)
     overfit = OverfitBelow(cfg["trainer"]["overfit_below"]) if cfg["trainer"]["overfit_below"] else None
     profiler = SimpleProfiler() if cfg["trainer"]["profile"] else None
-    trainer = _trainer(cfg, precision, run, [checkpoint, best, *([overfit] if overfit else [])], profiler)
+    callbacks: list[Callback] = (
+        [overfit] if overfit else [checkpoint, _last_checkpoint(folder), best, *_early_stopping(cfg)]
+    )
+    trainer = _trainer(cfg, precision, run, callbacks, profiler)
     if cfg["model"]["freeze"] == "backbone":
         examples = _features(cfg, plan, version, classifier, examples, precision, trainer)
     data = ImageDataModule(
@@ -169,7 +174,7 @@ def _train(cfg: Config, plan: Plan, version: DatasetVersion, positive: int | Non
         optimizer=plan.optimizer,
         scheduler=plan.scheduler,
         loss=plan.loss,
-        augment=plan.augment,
+        augment=Identity() if overfit else plan.augment,
         positive=positive,
         seed=cfg["seed"],
         decay_norms_and_biases=cfg["trainer"]["decay_norms_and_biases"],
@@ -243,12 +248,20 @@ def _classifier(cfg: Config, version: DatasetVersion) -> tuple[Classifier, str]:
     return classifier, origin
 
 
+def _last_checkpoint(folder: Path) -> ModelCheckpoint:
+    """Save every epoch; with `save_last` Lightning would do so only in epochs that also saved the best."""
+    return ModelCheckpoint(dirpath=folder / "checkpoints", filename="last", save_on_train_epoch_end=False)
+
+
+def _early_stopping(cfg: Config) -> list[Callback]:
+    options = cfg["callbacks"]["early_stopping"]
+    return [EarlyStopping(options["patience"], options["delta"])] if options["patience"] else []
+
+
 def _trainer(
     cfg: Config, precision: str, run: Run, callbacks: list[Callback], profiler: SimpleProfiler | None
 ) -> L.Trainer:
-    trainer, early_stopping = cfg["trainer"], cfg["callbacks"]["early_stopping"]
-    if early_stopping["patience"]:
-        callbacks.append(EarlyStopping(early_stopping["patience"], early_stopping["delta"]))
+    trainer = cfg["trainer"]
     return L.Trainer(
         max_epochs=trainer["max_epochs"],
         accelerator=trainer["accelerator"],
@@ -259,6 +272,7 @@ def _trainer(
         callbacks=[*callbacks, EpochProgress(cfg["monitor"])],
         plugins=[AtomicCheckpointIO()],
         profiler=profiler,
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -284,7 +298,6 @@ def _features(
             each,
             digest=version.manifest.digest,
             cache_dir=Path(cfg["paths"]["cache"]),
-            batch_size=cfg["dataset"]["batch_size"],
             device=trainer.strategy.root_device,
             precision=precision,
             augment=plan.augment,

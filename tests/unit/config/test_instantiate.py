@@ -27,7 +27,10 @@ def test_it_builds_an_object_and_a_partial() -> None:
             {"_target_": "torch.optim.SGD", "_partial_": True, "momentun": 0.9},
             r"optimizer\.momentun: no such option\. Valid: lr, momentum.*Did you mean 'momentum'",
         ),
-        ({"_target_": "torch.optim.sgd.torch.save", "_partial_": True}, "optimizer"),
+        (
+            {"_target_": "torch.optim.sgd.torch.save", "_partial_": True, "obj": 1, "f": "x"},
+            "not in the Hydra execution whitelist",
+        ),
         ({"_target_": "flatfix.training.augment.Inspection", "brightness": 7}, "brightness=7"),
     ],
 )

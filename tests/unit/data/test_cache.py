@@ -44,6 +44,16 @@ def test_rows_are_the_decoded_pictures_with_their_labels(version, pictures, tmp_
         assert id.startswith(("cat", "dog")[label])
 
 
+@pytest.mark.parametrize("num_bytes", [0, 20, 1000])
+def test_a_cache_file_that_was_cut_short_is_made_anew(version, tmp_path, num_bytes):
+    whole = np.array(load(version, tmp_path).inputs)
+    (file,) = (tmp_path / "cache").glob("*train*.npy")
+    with file.open("r+b") as damaged:
+        damaged.truncate(num_bytes)
+    np.testing.assert_array_equal(load(version, tmp_path).inputs, whole)
+    np.testing.assert_array_equal(np.load(file), whole)
+
+
 def test_the_splits_share_no_picture_and_lack_none(version, tmp_path):
     ids = [id for split in ("train", "val", "test") for id in load(version, tmp_path, split).ids]
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import unicodedata
 from dataclasses import replace
 
@@ -326,12 +327,12 @@ def test_a_killed_publish_leaves_no_version_and_can_be_repeated(source, store, t
 
 
 class RacingStore(LocalStore):
-    """Let another process publish just before the manifest is written."""
+    """Let another process publish while this one still reads, and so come first to the lock."""
 
-    def put_bytes(self, key, data, exclusive=False):
+    def lock(self, prefix):
         if rival := self.__dict__.pop("rival", None):
             freeze(rival, LocalStore(self.root))
-        super().put_bytes(key, data, exclusive)
+        return super().lock(prefix)
 
 
 def test_of_two_that_publish_the_same_at_once_both_succeed(source, store):
@@ -347,6 +348,25 @@ def test_of_two_that_publish_different_content_at_once_the_second_is_refused(sou
 
     with pytest.raises(UserError, match="other content"):
         freeze(source, racing)
+    version = open_version(store, "pets", "v1")
+    assert version.index().num_rows == 22
+    assert all(version.shard(shard.name) for shard in version.manifest.shards)
+
+
+def test_a_second_publisher_waits_for_the_lock_of_the_first(store):
+    order = []
+
+    def second():
+        with store.lock("datasets/pets/v1"):
+            order.append("second")
+
+    with store.lock("datasets/pets/v1"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(timeout=0.2)
+        order.append("first")
+    thread.join(timeout=10)
+    assert order == ["first", "second"]
 
 
 def obtain(store, source, **options):

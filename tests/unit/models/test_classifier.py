@@ -11,12 +11,13 @@ from flatfix.models.classifier import ClassifierSpec, create_backbone
 from tests.helpers.models import MODELS, make_classifier
 
 
-@pytest.mark.parametrize("name", MODELS)
+# mobilenetv3 widens its features by a hidden layer after the pooling.
+@pytest.mark.parametrize("name", [*MODELS, "mobilenetv3_small_050"])
 def test_every_model_maps_uint8_pictures_to_logits_and_features(name: str) -> None:
     classifier = make_classifier(name).eval()
     output = classifier(torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8))
     assert output.logits.shape == (2, 3)
-    assert output.features.shape == (2, classifier.backbone.num_features)
+    assert output.features.shape == (2, classifier.num_features)
     torch.testing.assert_close(classifier.head(output.features), output.logits)
 
 
@@ -66,6 +67,8 @@ def test_a_spec_survives_plain_values() -> None:
         ({"name": "resnet81"}, r"model\.name=resnet81: unknown model\. Did you mean 'resnet"),
         ({"options": {"depthh": 3}}, r"model\.options: cnn does not take them.*depthh"),
         ({"pretrained": True, "weights_file": Path("x")}, "choose one"),
+        ({"pretrained": True}, r"model\.pretrained=true: timm has no weights of cnn"),
+        ({"weights_file": Path("/nowhere.pth")}, r"model\.weights=/nowhere\.pth: no such file"),
     ],
 )
 def test_a_model_that_cannot_be_built_names_the_option(changes: dict[str, Any], message: str) -> None:

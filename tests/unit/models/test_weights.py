@@ -57,8 +57,17 @@ def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=r"model\.weights=.*cannot be read"):
             load(create_backbone("cnn", {}), tmp_path / name)
-    with pytest.raises(UserError, match="no such file"):
-        load(create_backbone("cnn", {}), tmp_path / "none.pth")
+
+
+def test_tensors_of_one_shape_in_another_order_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    state = create_backbone("cnn", {}).state_dict()
+    swapped = {}
+    for name, tensor in state.items():
+        kind = {"weight": "running_mean", "running_mean": "weight"}.get(name.rpartition(".")[2])
+        swapped[f"{name.rpartition('.')[0]}_.{kind or name.rpartition('.')[2]}"] = tensor
+    torch.save(swapped, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="missing or have another shape"):
+        load(create_backbone("cnn", {}), tmp_path / "w.pth")
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:

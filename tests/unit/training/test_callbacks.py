@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from flatfix.training.callbacks import EarlyStopping
+from flatfix.training.callbacks import BestMetrics, EarlyStopping
 from flatfix.training.module import draw_views, parameter_groups
 from tests.helpers.models import make_module
 
@@ -34,6 +34,21 @@ def test_either_a_lower_loss_or_a_higher_accuracy_is_progress() -> None:
 def test_progress_smaller_than_delta_does_not_count() -> None:
     assert epochs_until_stop([(1.0, 0.5), (0.99, 0.505), (0.98, 0.51)], patience=2, delta=0.05) == 3
     assert epochs_until_stop([(1.0, 0.5), (0.99, 0.505), (0.90, 0.51)], patience=2, delta=0.05) is None
+
+
+def test_small_steps_in_one_direction_add_up_to_progress() -> None:
+    assert epochs_until_stop([(1 - 0.04 * epoch, 0.5) for epoch in range(10)], patience=3, delta=0.05) is None
+
+
+def test_the_metrics_that_count_are_those_of_the_epoch_that_the_checkpoint_chose() -> None:
+    checkpoint = SimpleNamespace(best_model_score=None)
+    best = BestMetrics(checkpoint, (), stop_when_qualified=False)  # type: ignore[arg-type]
+    module = make_module()
+    for epoch, (score, chosen) in enumerate([(0.5, 0.5), (0.9, 0.9), (0.7, 0.9)]):
+        checkpoint.best_model_score = torch.tensor(chosen)
+        module.epoch_metrics = lambda split, at=score: {"accuracy": at}  # type: ignore[method-assign,misc]
+        best.on_train_epoch_end(SimpleNamespace(current_epoch=epoch), module)  # type: ignore[arg-type]
+    assert (best.epoch, best.metrics) == (1, {"accuracy": 0.9})
 
 
 def test_early_stopping_goes_on_from_its_state() -> None:

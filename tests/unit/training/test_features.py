@@ -25,7 +25,6 @@ def features(classifier: Classifier, cache: Path, **changes: Any) -> Examples:
     settings: dict[str, Any] = {
         "digest": "d" * 64,
         "cache_dir": cache,
-        "batch_size": 4,
         "device": torch.device("cpu"),
         "precision": "32-true",
     }
@@ -55,7 +54,6 @@ def test_features_are_computed_once_and_again_for_whatever_they_depend_on(tmp_pa
         return len(list((tmp_path / "features").iterdir()))
 
     assert num_files(frozen()) == 1
-    assert num_files(frozen(), batch_size=3) == 1
     assert num_files(frozen(seed=1)) == 2
     assert num_files(frozen(), digest="e" * 64) == 3
     assert num_files(frozen(), precision="bf16-mixed") == 4
