@@ -94,6 +94,8 @@ def _open_dataset(cfg: Config, plan: Plan) -> DatasetVersion:
     counts = ", ".join(f"{manifest.num(split):,} {split}" for split in SPLITS)
     size = f"{counts}; {len(manifest.classes)} classes; digest {manifest.digest[:12]}"
     say(f"dataset: {manifest.name} {manifest.version} ({size})")
+    for finding in manifest.findings:
+        say(f"finding: {finding}")
     return version
 
 
