@@ -10,7 +10,7 @@ PART ?=
 ARGS ?=
 
 TRAIN := train,demo
-TEST := train,demo,dev
+TEST := train,demo,notebooks,dev
 BENCHMARK := train,demo,bench
 
 VENV := .venv
@@ -20,7 +20,7 @@ UNLESS_EMPTY := || [ $$? -eq 5 ]
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-service test-slow test-all lint format bench constraints clean
+.PHONY: help setup train test test-service test-slow test-all lint format docs bench constraints clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,9 @@ lint: $(VENV)/.has-$(TEST) ## Check style (ruff), format (ruff) and types (mypy)
 format: $(VENV)/.has-$(TEST) ## Format, and mend what ruff can mend
 	$(PY) -m ruff format
 	$(PY) -m ruff check --fix
+
+docs: $(VENV)/.has-$(TEST) ## Write docs/options.md anew from conf/ and the schema of the options
+	$(PY) -m flatfix.config.options_page
 
 bench: $(VENV)/.has-$(BENCHMARK) ## Run the benchmarks, or one of them (BENCH=loader)
 	@for script in $(if $(BENCH),benchmarks/$(BENCH).py,$(sort $(wildcard benchmarks/*.py))); do \

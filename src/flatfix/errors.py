@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -18,6 +18,12 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return `" Did you mean 'adam'?"` for the choice nearest to `word`, or an empty string where none is near."""
     near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def enumerated(items: Sequence[str], limit: int = 20) -> str:
+    """Return the first items, each on an indented line of its own, and how many more there are."""
+    lines = [*items[:limit], *([f"and {len(items) - limit:,} more"] if len(items) > limit else [])]
+    return "".join(f"\n  {line}" for line in lines)
 
 
 def one_of(option: str, value: str, choices: Iterable[str]) -> str:

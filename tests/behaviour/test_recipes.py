@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,13 @@ def run(folder: Path, *words: str) -> tuple[dict[str, float], str]:
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     (metrics,) = sorted((folder / "outputs" / "runs").rglob("metrics.json"), key=lambda path: path.stat().st_mtime)[-1:]
-    return json.loads(metrics.read_text(encoding="utf-8")), ended.stdout
+    return json.loads(metrics.read_text(encoding="utf-8"))["test"], ended.stdout
+
+
+def read_measures(folder: Path) -> dict[str, Any]:
+    (path,) = (folder / "outputs" / "runs").rglob("metrics.json")
+    measures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return measures
 
 
 def test_the_demonstration_reaches_82_percent_and_the_second_time_prepares_nothing(tmp_path: Path) -> None:
@@ -40,7 +47,40 @@ def test_drawn_treads_are_told_apart_by_a_small_network(tmp_path: Path) -> None:
     assert metrics["accuracy"] >= 0.90
 
 
-def test_cifar10_from_its_folder_reaches_70_percent(tmp_path: Path) -> None:
+def test_cifar10_from_its_folder_reaches_70_percent_and_calibration_lowers_the_error(tmp_path: Path) -> None:
     root = shared_pictures("cifar10", tmp_path)
-    metrics, _ = run(tmp_path, "experiment=cifar10", f"dataset.source.root={root}")
+    metrics, said = run(tmp_path, "experiment=cifar10", f"dataset.source.root={root}")
+    before, after = read_measures(tmp_path)["calibration_error"]
+    assert after < before / 2
+    assert f"expected error on test {before:.4f} → {after:.4f}" in said
     assert metrics["accuracy"] >= 0.70
+
+
+def test_the_asked_recall_lies_in_the_interval_of_the_recall_on_test(tmp_path: Path) -> None:
+    metrics, said = run(tmp_path, "decision.recall_at_least=0.9")
+    measures = read_measures(tmp_path)
+    assert measures["validation"]["recall"] >= 0.9
+    low, high = measures["intervals"]["recall"]
+    assert low <= 0.9 <= high
+    assert low <= metrics["recall"] <= high
+    assert "(recall of at least 0.9 on validation)" in said
+
+
+def test_photographs_of_tires_in_three_folders_are_told_apart(tmp_path: Path) -> None:
+    root = shared_pictures("tires_flat_full", tmp_path)
+    source = ["dataset=folder", "dataset.name=photographs", f"dataset.source.root={root}", "dataset.image_size=64"]
+    metrics, _ = run(tmp_path, *source, "model=cnn", "augment=dihedral", "trainer.max_epochs=12")
+    assert metrics["accuracy"] >= 0.9
+
+
+def test_cifar10_trains_from_an_annotation_file(tmp_path: Path) -> None:
+    root = shared_pictures("cifar10", tmp_path)
+    named = [
+        {"FilePath": path.relative_to(root).as_posix(), "label_value": path.parent.name}
+        for path in sorted(root.glob("train/*/*.jpg"))
+    ]
+    file = tmp_path / "annotations.json"
+    file.write_text(json.dumps({"annotation": {"data": named}}), encoding="utf-8")
+    source = ["dataset=annotations", "dataset.name=named", f"dataset.source.file={file}", f"dataset.source.root={root}"]
+    metrics, _ = run(tmp_path, "experiment=cifar10", *source, "dataset.image_size=32", "trainer.max_epochs=2")
+    assert metrics["accuracy"] >= 0.5

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,27 @@ def test_publish_freezes_a_folder_once_and_list_shows_it(tmp_path: Path) -> None
     assert manifest.read_bytes() == before
     assert "pets/split_1" in publish(tmp_path, "action=list").stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs", "pictures"]
+
+    damaged = manifest.parent.with_name("damaged") / manifest.name
+    damaged.parent.mkdir()
+    damaged.write_bytes(before[:100])
+    listed = publish(tmp_path, "action=list")
+    assert listed.returncode == 0
+    assert "pets/split_1" in listed.stdout
+    assert "datasets/pets/damaged/manifest.json in file://" in listed.stderr
+
+
+def test_a_broken_annotation_is_refused_with_2_and_names_the_row(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "pictures", num_pictures=12)
+    file = tmp_path / "labels.json"
+    rows = [{"FilePath": f"{label}/000.png", "label_value": label} for label in ("cat", "dog")]
+    file.write_text(json.dumps({"annotation": {"data": [*rows, {"FilePath": "cat/001.png", "label": "cat"}]}}))
+    words = ["dataset=annotations", "dataset.name=pets", f"dataset.source.root={root}", f"dataset.source.file={file}"]
+    refused = publish(tmp_path, *words)
+    assert refused.returncode == 2
+    assert f"dataset.source.file={file}: " in refused.stderr
+    assert "annotation.data[2]: has no label_value. Did you mean 'label'?" in refused.stderr
+    assert not (tmp_path / "outputs" / "store").exists()
 
 
 def test_other_content_and_unreadable_files_are_refused_with_2(tmp_path: Path) -> None:

@@ -16,11 +16,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, ConfigCompositionException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
+import flatfix
 from flatfix.config import help_page, resolvers
 from flatfix.config.exit_codes import ExitCode
+from flatfix.config.groups import read_entry, settings
 from flatfix.config.instantiate import ALLOWED_TARGETS
 from flatfix.config.schema import Free, Schema, validate
-from flatfix.console import complain
+from flatfix.console import complain, say
 from flatfix.errors import UserError, did_you_mean
 
 Config = dict[str, Any]
@@ -63,7 +65,9 @@ def entry_point(
             # Hydra reports errors itself and exits with 1 unless this is set; we report them, with our exit codes.
             os.environ["HYDRA_FULL_ERROR"] = "1"
             try:
-                if {"--help", "-h"} & set(sys.argv[1:]):
+                if "--version" in sys.argv[1:]:
+                    say(f"flatfix {flatfix.__version__}")
+                elif {"--help", "-h"} & set(sys.argv[1:]):
                     help_page.show(name, conf, schema, doc=task.__doc__ or "")
                 else:
                     hydra.main(config_path=str(conf), config_name=name, execution_whitelist=ALLOWED_TARGETS)(job)()
@@ -92,22 +96,33 @@ def explain(error: CompactHydraException, name: str, conf: Path, schema: Schema)
     if any(isinstance(rule, Free) and key.startswith(f"{free}.") for free, rule in schema.items()):
         return f"{key}: not set yet. Add it with a plus: +{key}=value"
     if isinstance(error, ConfigCompositionException) and key:
-        siblings = _options_beside(key, name, conf)
-        leaf = key.rpartition(".")[2]
-        return f"{key}: no such option. Valid beside it: {', '.join(siblings)}.{did_you_mean(leaf, siblings)}"
+        return _explain_missing(key, name, conf, schema)
     return str(error).split("\nSee https://")[0]
 
 
-def _options_beside(key: str, name: str, conf: Path) -> list[str]:
-    """List the options beside `key` in the config that the rest of the command line composes."""
+def _explain_missing(key: str, name: str, conf: Path, schema: Schema) -> str:
+    """Say what is there in place of the option `key`, in the config that the rest of the command line composes."""
     overrides = [word for word in sys.argv[1:] if "=" in word and word.partition("=")[0].lstrip("+~") != key]
     with hydra.initialize_config_dir(str(conf)):
         try:
-            cfg = hydra.compose(name, overrides=overrides)
+            cfg = hydra.compose(name, overrides=overrides, return_hydra_config=True)
         except CompactHydraException:
-            cfg = hydra.compose(name)
-    parent = OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else cfg
-    return sorted(str(option) for option in parent if not str(option).startswith("_")) if parent is not None else []
+            cfg = hydra.compose(name, return_hydra_config=True)
+    groups = read_entry(conf, name).groups
+    if others := settings([group for group in groups if group.package], key):
+        chosen = f"{others[0].group.name}={cfg.hydra.runtime.choices[others[0].group.name]}"
+        valid = " or ".join(f"{group.name}={choice.name}" for group, choice, _ in others)
+        return f"{key}: not an option of {chosen}. Add {valid}."
+    parent, dot, leaf = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    known = {option.removeprefix(parent + dot).split(".")[0] for option in schema if option.startswith(parent + dot)}
+    here = known & {str(option) for option in node or {}} | ({group.name for group in groups} if not parent else set())
+    near = did_you_mean(leaf, here) or did_you_mean(leaf, known)
+    if known and not here:
+        return (
+            f"{key}: no such option. {parent} has none as chosen; other choices have {', '.join(sorted(known))}.{near}"
+        )
+    return f"{key}: no such option. Valid beside it: {', '.join(sorted(here))}.{near}"
 
 
 def _is_from_hydra(error: BaseException) -> bool:

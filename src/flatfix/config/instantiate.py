@@ -14,13 +14,14 @@ from flatfix.errors import UserError, did_you_mean
 ALLOWED_TARGETS = [
     "flatfix.data.sources.*",
     "flatfix.training.augment.*",
+    "flatfix.training.losses.*",
     "flatfix.training.schedulers.*",
-    "torch.nn.CrossEntropyLoss",
-    "torch.nn.modules.loss.CrossEntropyLoss",  # the same by the name that Hydra checks
     "torch.optim.*",
     "timm.optim.*",
 ]
 CONTROLS = ("_target_", "_partial_")
+# What the run gives, never the config.
+GIVEN = ("self", "params", "optimizer", "total_steps", "steps_per_epoch", "direction", "class_counts")
 
 
 def build(node: Mapping[str, Any], option: str) -> Any:
@@ -54,7 +55,7 @@ def _check_arguments(node: Mapping[str, Any], option: str) -> None:
         raise UserError(f"{option}._target_={target}: {str(error).splitlines()[0]}") from error
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
-    valid = [name for name in parameters if name not in ("self", "params", "optimizer")]
+    valid = [name for name in parameters if name not in GIVEN]
     for name in node:
-        if name not in parameters and name not in CONTROLS:
+        if name not in valid and name not in CONTROLS:
             raise UserError(f"{option}.{name}: no such option. Valid: {', '.join(valid)}.{did_you_mean(name, valid)}")

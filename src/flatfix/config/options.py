@@ -22,7 +22,9 @@ DATASET: Schema = {
     "dataset.source": Target(
         ("flatfix.data.sources.",), "where a version that the store lacks is published from", optional=True
     ),
-    "dataset.source.root": Option(str, "folder of class folders, or of train, val and test above them"),
+    "dataset.source.root": Option(str, "folder of the pictures; class folders where no file names the classes"),
+    "dataset.source.file": Option(str, "annotations (JSON) or table (CSV) that names the pictures and their classes"),
+    "dataset.source.download": Option(bool, "download the pictures where the folder lacks them"),
     "dataset.source.num_pictures": Option(int, "pictures to draw", low=2),
     "dataset.source.size": Option(int, "pixels a side of a drawn picture", low=32),
     "dataset.source.seed": Option(int, "seed of the drawn pictures", low=0),
@@ -43,6 +45,11 @@ TRAINING_DATA: Schema = {
     "dataset.image_size": Option(int, "pixels a side that the model sees", low=8, high=4096),
     "dataset.resize": Option(str, "how a picture becomes a square", choices=("squash", "crop", "pad")),
     "dataset.batch_size": Option(int, "pictures a step", low=1),
+    "dataset.sampler": Option(
+        str, "order of training pictures: shuffled, or every class equally often", choices=("shuffle", "balanced")
+    ),
+    "dataset.fold": Option(int, "fold of cross-validation that is the validation split", low=0, optional=True),
+    "dataset.num_folds": Option(int, "folds that train and val are divided into", low=2, optional=True),
     "dataset.sample_fraction": Option(float, "seeded part of the training split to train on", above=0, high=1),
 }
 
@@ -60,19 +67,47 @@ MODEL: Schema = {
     ),
 }
 
+AUGMENT: Schema = {
+    "horizontal_flip": Option(bool, "mirror half of the pictures left to right"),
+    "vertical_flip": Option(bool, "mirror half of the pictures top to bottom"),
+    "rotation_degrees": Option(float, "largest rotation, either way", low=0, high=180),
+    "brightness": Option(float, "largest relative change of brightness", low=0, high=1),
+    "contrast": Option(float, "largest relative change of contrast", low=0, high=1),
+    "saturation": Option(float, "largest relative change of saturation", low=0, high=1),
+    "padding": Option(int, "pixels of border that a random crop may move over", low=0),
+    "cutout": Option(int, "side in pixels of the square that is blanked (0: none)", low=0),
+}
+
 RECIPE: Schema = {
     "optimizer": Target(("torch.optim.", "timm.optim."), "what takes the steps"),
     "optimizer.lr": Option(float, "learning rate at its peak", above=0),
     "optimizer.weight_decay": Option(float, "weight decay (not on norms and biases)", low=0),
     "optimizer.momentum": Option(float, "momentum", low=0, below=1),
+    "optimizer.nesterov": Option(bool, "Nesterov's form of momentum"),
+    "optimizer.alpha": Option(float, "smoothing of the squared gradients", low=0, below=1),
+    "optimizer.opt": Option(str, "timm's name of the optimizer, such as lamb"),
     "scheduler": Target(("flatfix.training.schedulers.",), "how the learning rate moves"),
     "scheduler.warmup_epochs": Option(float, "epochs of linear warm-up", low=0),
     "scheduler.final_ratio": Option(float, "last learning rate over the peak", low=0, high=1),
     "scheduler.every_epochs": Option(int, "epochs between two steps down", low=1),
-    "scheduler.gamma": Option(float, "factor of a step down", above=0, high=1),
+    "scheduler.gamma": Option(float, "factor of a step down", above=0, below=1),
+    "scheduler.warmup_fraction": Option(float, "part of the run in which the learning rate rises", above=0, below=1),
+    "scheduler.initial_ratio": Option(float, "first learning rate over the peak", above=0, high=1),
+    "scheduler.patience": Option(int, "epochs without progress before a step down", low=1),
     "augment": Target(("flatfix.training.augment.",), "how training pictures are varied"),
-    "loss": Target(("torch.nn.CrossEntropyLoss",), "what training minimises"),
+    "augment.alpha": Option(float, "both parameters of the Beta distribution of the shares", above=0),
+    "augment.first": Target(
+        ("flatfix.training.augment.",),
+        "how pictures are varied before they are mixed; augment@augment.first=trivial chooses another way",
+    ),
+    **{f"augment.{name}": option for name, option in AUGMENT.items()},
+    **{f"augment.first.{name}": option for name, option in AUGMENT.items()},
+    "loss": Target(("flatfix.training.losses.",), "what training minimises"),
     "loss.label_smoothing": Option(float, "label smoothing", low=0, below=1),
+    "loss.gamma": Option(float, "how little pictures count that are easy", low=0),
+    "loss.class_weights": Option(
+        list, "weight of each class in order (auto: classes count alike)", optional=True, words=("auto",)
+    ),
 }
 
 TRAINER: Schema = {
@@ -105,6 +140,26 @@ CALLBACKS: Schema = {
     **BOUNDS,
 }
 
+DECISION: Schema = {
+    "decision.calibrate": Option(bool, "fit a temperature on validation, so that probabilities can be believed"),
+    "decision.threshold": Option(
+        float, "least probability of the positive class (null: 0.5, or by a rule)", above=0, below=1, optional=True
+    ),
+    "decision.recall_at_least": Option(
+        float, "rule: the highest threshold with this recall on validation", above=0, high=1, optional=True
+    ),
+    "decision.miss_cost": Option(
+        float, "rule: the cheapest threshold, a miss costing this many false alarms", above=0, optional=True
+    ),
+    "decision.review_fraction": Option(
+        float,
+        "part of the validation pictures, those nearest to the threshold, for a person",
+        above=0,
+        below=1,
+        optional=True,
+    ),
+}
+
 TRACKING: Schema = {
     "tracking.uri": Option(str, "MLflow server or database"),
     "tracking.experiment": Option(str, "MLflow experiment"),
@@ -116,15 +171,25 @@ TRACKING: Schema = {
 TRAIN: Schema = {
     "seed": Option(int, "seed of weights, order and augmentation", low=0, high=2**32 - 1),
     "monitor": Option(str, "validation metric that chooses the checkpoint", choices=tuple(METRICS)),
+    "report": Option(bool, "write report.html and its figures, beside the tables and metrics"),
     **DATASET,
     **TRAINING_DATA,
     **STORE,
     **MODEL,
     **RECIPE,
     **TRAINER,
+    **DECISION,
     **CALLBACKS,
     **TRACKING,
     **PATHS,
+}
+
+PREDICT: Schema = {
+    "checkpoint": Option(str, "checkpoint of a run, or the run's folder"),
+    "input": Option(str, "pictures: a folder, one file, a list (.txt, .csv with a column path) or s3://bucket/prefix"),
+    "output": Option(str, "file to write, .parquet or .csv"),
+    "batch_size": Option(int, "pictures a step", low=1),
+    "accelerator": Option(str, "where to predict", choices=("auto", "cpu", "gpu")),
 }
 
 PUBLISH: Schema = {

@@ -20,6 +20,7 @@ class Option:
     """State what one option accepts.
 
     `low` and `high` are inclusive bounds, `above` and `below` exclusive ones. An optional option may be null or absent.
+    `words` are texts that are accepted beside values of the type.
     """
 
     type: type
@@ -30,6 +31,7 @@ class Option:
     below: float | None = None
     choices: tuple[str, ...] = ()
     optional: bool = False
+    words: tuple[str, ...] = ()
 
     def fault(self, value: Any) -> str | None:
         """Return what is wrong with `value`, or None."""
@@ -37,6 +39,8 @@ class Option:
             return None if self.optional else f"needs a value ({self.expected()})"
         if value == "":
             return f"is empty, expected {self.expected()}"
+        if isinstance(value, str) and value in self.words:
+            return None
         if self.choices:
             near = did_you_mean(str(value), self.choices)
             valid = f"{value!r} is not a valid choice. Valid: {', '.join(self.choices)}.{near}"
@@ -51,12 +55,15 @@ class Option:
         """Describe the accepted values in a few words."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
-        bounds = [
+        return " or ".join([*self.words, " ".join([TYPE_NAMES[self.type], " and ".join(self.bounds())]).strip()])
+
+    def bounds(self) -> list[str]:
+        """Return the bounds in signs, such as `> 0`."""
+        return [
             f"{sign} {bound:.10g}"
             for sign, bound in ((">=", self.low), (">", self.above), ("<=", self.high), ("<", self.below))
             if bound is not None
         ]
-        return " ".join([TYPE_NAMES[self.type], " and ".join(bounds)]).strip()
 
     def _in_range(self, value: float) -> bool:
         return math.isfinite(value) and (
@@ -87,7 +94,8 @@ class Free:
     meaning: str
 
 
-Schema = Mapping[str, Option | Target | Free]
+Rule = Option | Target | Free
+Schema = Mapping[str, Rule]
 
 
 def validate(cfg: DictConfig, schema: Schema, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -105,7 +113,7 @@ def validate(cfg: DictConfig, schema: Schema, overrides: Sequence[str] = ()) -> 
     values = dict(_leaves(config, schema))
     faults = [_unknown(key, schema) for key in values if key not in schema]
     for key, rule in schema.items():
-        if key not in values and isinstance(rule, Option) and (rule.optional or _is_argument(key, schema)):
+        if key not in values and (_may_be_absent(rule) or _is_below(key, values)):
             continue
         fault = _fault(values.get(key), rule)
         if fault:
@@ -149,22 +157,33 @@ def _leaves(node: Mapping[str, Any], schema: Schema, prefix: str = "") -> Iterat
             continue
         yield key, value
         if isinstance(schema.get(key), Target) and isinstance(value, Mapping):
-            yield from ((f"{key}.{name}", argument) for name, argument in value.items() if f"{key}.{name}" in schema)
+            yield from (leaf for leaf in _leaves(value, schema, f"{key}.") if leaf[0] in schema)
 
 
-def _is_argument(key: str, schema: Schema) -> bool:
-    return isinstance(schema.get(key.rpartition(".")[0]), Target)
+def _may_be_absent(rule: Rule) -> bool:
+    return isinstance(rule, Option) and rule.optional
+
+
+def _is_below(key: str, values: Mapping[str, Any]) -> bool:
+    """Say whether a node above it is a value: a target, which need not have the argument, or a fault of its own."""
+    return any(key.startswith(f"{name}.") for name in values)
 
 
 def _unknown(key: str, schema: Schema) -> str:
+    under = _names_under(f"{key}.", schema)
+    if under:
+        return f"{key}: holds options and takes no value of its own. Valid under it: {', '.join(under)}."
     parent, _, name = key.rpartition(".")
-    prefix = f"{parent}." if parent else ""
-    siblings = sorted({known.removeprefix(prefix).split(".")[0] for known in schema if known.startswith(prefix)})
+    siblings = _names_under(f"{parent}." if parent else "", schema)
     near = did_you_mean(name, siblings) or did_you_mean(key, schema)
     return f"{key}: no such option. Valid {f'under {parent}' if parent else 'here'}: {', '.join(siblings)}.{near}"
 
 
-def _fault(value: Any, rule: Option | Target | Free) -> str | None:
+def _names_under(prefix: str, schema: Schema) -> list[str]:
+    return sorted({key.removeprefix(prefix).split(".")[0] for key in schema if key.startswith(prefix)})
+
+
+def _fault(value: Any, rule: Rule) -> str | None:
     if isinstance(rule, Option):
         return f"needs a value ({rule.meaning})" if value == "???" else rule.fault(value)
     if isinstance(rule, Free):
@@ -173,7 +192,7 @@ def _fault(value: Any, rule: Option | Target | Free) -> str | None:
         return None if rule.optional else "needs a choice"
     target = value.get("_target_") if isinstance(value, Mapping) else None
     if not isinstance(target, str):
-        return "has no _target_"
+        return f"{value!r} has no _target_ ({rule.meaning})"
     if not target.startswith(rule.packages):
         return f"_target_ {target} is not allowed here. Allowed: " + ", ".join(f"{name}*" for name in rule.packages)
     return None

@@ -11,3 +11,10 @@ from omegaconf import OmegaConf
 def to_yaml(values: Mapping[str, Any]) -> str:
     """Write plain values as YAML, in their order."""
     return OmegaConf.to_yaml(OmegaConf.create(dict(values)))
+
+
+def as_written(value: Any) -> str:
+    """Return a value as the command line takes it: `null`, `true`, `{dropout: 0.3}`."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {as_written(each)}" for key, each in value.items()) + "}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

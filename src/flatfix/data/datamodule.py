@@ -22,11 +22,13 @@ class Batch(NamedTuple):
         inputs: `[N, H, W, 3]` uint8 pictures or `[N, D]` float32 features.
         labels: `[N]` int64.
         indices: `[N]` int64, rows in the split.
+        targets: `[N, C]` float32 soft labels, None where the split has none.
     """
 
     inputs: Tensor
     labels: Tensor
     indices: Tensor
+    targets: Tensor | None = None
 
 
 def generator(*numbers: int) -> torch.Generator:
@@ -39,16 +41,22 @@ class BatchLoader:
     """Iterate over a split in batches.
 
     In training the order is shuffled, depends only on the seed and the epoch (so a resumed run needs no state), and
-    an incomplete last batch is dropped if there is a whole one. In evaluation every example comes once, in order.
+    an incomplete last batch is dropped if there is a whole one. With `is_balanced`, every class comes equally often in
+    an epoch of the same length: the examples of a rare class several times, those of a frequent one in part.
+    In evaluation every example comes once, in order.
     """
 
     batch_sampler = None  # Lightning asks for it of whatever has a sampler
 
-    def __init__(self, examples: Examples, batch_size: int, *, is_training: bool, seed: int = 0) -> None:
+    def __init__(
+        self, examples: Examples, batch_size: int, *, is_training: bool, is_balanced: bool = False, seed: int = 0
+    ) -> None:
         self.batch_size = batch_size
         self._inputs = torch.from_numpy(examples.inputs)
         self._labels = torch.from_numpy(examples.labels)
+        self._targets = None if examples.targets is None else torch.from_numpy(examples.targets)
         self._is_training = is_training
+        self._is_balanced = is_balanced
         self._seed = seed
         self._epoch = 0
 
@@ -71,12 +79,29 @@ class BatchLoader:
         order = self._order()
         batches = zip(order.split(self.batch_size), self._labels[order].split(self.batch_size), strict=True)
         for rows, labels in islice(batches, len(self)):
-            yield Batch(self._inputs.index_select(0, rows), labels, rows)
+            targets = None if self._targets is None else self._targets[rows]
+            yield Batch(self._inputs.index_select(0, rows), labels, rows, targets)
 
     def _order(self) -> Tensor:
+        count = len(self._labels)
         if not self._is_training:
-            return torch.arange(len(self._labels))
-        return torch.randperm(len(self._labels), generator=generator(self._seed, self._epoch))
+            return torch.arange(count)
+        draw = generator(self._seed, self._epoch)
+        order = torch.randperm(count, generator=draw)
+        return self._balanced(draw)[order] if self._is_balanced else order
+
+    def _balanced(self, draw: torch.Generator) -> Tensor:
+        """Return as many rows as there are, the same number of each class (or one more), class by class.
+
+        Each class goes round in whole permutations: its own examples come equally often too, give or take one.
+        """
+        classes = self._labels.unique()
+        rows = []
+        for label, share in zip(classes, torch.arange(len(self._labels)).tensor_split(len(classes)), strict=True):
+            members = torch.nonzero(self._labels == label).flatten()
+            rounds = [torch.randperm(len(members), generator=draw) for _ in range(0, len(share), len(members))]
+            rows.append(members[torch.cat(rounds)[: len(share)]])
+        return torch.cat(rows)
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -90,6 +115,7 @@ class ImageDataModule(L.LightningDataModule):
         *,
         batch_size: int,
         seed: int,
+        is_balanced: bool = False,
     ) -> None:
         """Keep the examples; nothing is read yet.
 
@@ -100,11 +126,11 @@ class ImageDataModule(L.LightningDataModule):
         if batch_size < 1:
             raise UserError(f"dataset.batch_size={batch_size}: must be at least 1.")
         self.train, self.val, self.test = train, val, test
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.is_balanced = batch_size, seed, is_balanced
 
     def train_dataloader(self) -> BatchLoader:
-        """Return shuffled batches of the train split."""
-        return BatchLoader(self.train, self.batch_size, is_training=True, seed=self.seed)
+        """Return shuffled batches of the train split, balanced if that was asked for."""
+        return BatchLoader(self.train, self.batch_size, is_training=True, is_balanced=self.is_balanced, seed=self.seed)
 
     def val_dataloader(self) -> BatchLoader:
         """Return the val split in order."""

@@ -87,17 +87,17 @@ class Manifest:
         try:
             values: dict[str, Any] = json.loads(data)
             found = values["schema_version"]
+            if found == SCHEMA_VERSION:
+                values["shards"] = [Shard(**shard) for shard in values["shards"]]
+                for name in ("classes", "mean", "std", "shards", "findings"):
+                    values[name] = tuple(values[name])
+                return cls(**values)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"not a manifest of a dataset version ({type(error).__name__}: {error}).") from error
-        if found != SCHEMA_VERSION:
-            raise UserError(
-                f"a manifest of schema version {found}, where this Flatfix reads {SCHEMA_VERSION}: "
-                "use the Flatfix that published it, or publish the dataset again as a new version."
-            )
-        values["shards"] = [Shard(**shard) for shard in values["shards"]]
-        for name in ("classes", "mean", "std", "shards", "findings"):
-            values[name] = tuple(values[name])
-        return cls(**values)
+        raise UserError(
+            f"a manifest of schema version {found}, where this Flatfix reads {SCHEMA_VERSION}: "
+            "use the Flatfix that published it, or publish the dataset again as a new version."
+        )
 
 
 def digest(classes: Iterable[str], contents: Iterable[Content]) -> str:

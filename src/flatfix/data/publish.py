@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import unicodedata
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -16,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from flatfix.console import say
 from flatfix.data.manifest import Colour, Content, Manifest, Scalar, Shard, digest
 from flatfix.data.sources.base import Record, Source
-from flatfix.data.splits import SPLITS, SplitRule, assign, rank
+from flatfix.data.splits import SPLITS, SplitRule, assign, rank, tally
 from flatfix.data.staging import Row, stage
 from flatfix.data.store import Store, StoreConflictError
 from flatfix.data.version import (
@@ -32,10 +32,10 @@ from flatfix.data.version import (
     open_version,
     version_key,
 )
-from flatfix.errors import UserError, one_of
+from flatfix.errors import UserError, enumerated, one_of
 
 ON_BAD_IMAGE = ("error", "skip")
-MAX_NAMED = 20  # unreadable files named in one message
+LOCATIONS = ("root", "file")  # say where a source lies, not what it holds
 
 
 def publish(
@@ -68,7 +68,7 @@ def publish(
         if not staged.levels.any():
             raise UserError(f"dataset.source: no readable train picture for {name}/{version}.")
         pq.write_table(pa.Table.from_pylist(staged.rows, schema=INDEX_SCHEMA), folder / INDEX_NAME)
-        splits = _counts(staged.rows, source.classes)
+        splits = tally(((row["split"], row["label"]) for row in staged.rows), source.classes)
         mean, std = _mean_and_std(staged.levels)
         manifest = Manifest(
             name=name,
@@ -165,8 +165,12 @@ def _refuse_ignored(held: Manifest, configured: dict[str, Scalar]) -> None:
     """
     for key, value in configured.items():
         published = held.source.get(key, value)
-        if published != value and not key.endswith("root"):
-            option = "source" if key == "source.kind" else key
+        if published == value:
+            continue
+        option = "source" if key == "source.kind" else key
+        if key.rpartition(".")[2] in LOCATIONS:
+            say(f"dataset.{option}={value}: not read; {held.name}/{held.version} was published from {published}")
+        else:
             raise UserError(
                 f"dataset.{option}={value}: {held.name}/{held.version} is already published, with {published}, and a "
                 f"version never changes, so the value would be ignored. Set it back to {published}, name another "
@@ -175,10 +179,8 @@ def _refuse_ignored(held: Manifest, configured: dict[str, Scalar]) -> None:
 
 
 def _unreadable(files: Sequence[str]) -> UserError:
-    named = "".join(f"\n  {file}" for file in files[:MAX_NAMED])
-    more = f"\n  and {len(files) - MAX_NAMED} more" if len(files) > MAX_NAMED else ""
     return UserError(
-        f"dataset.source: {len(files)} unreadable pictures, nothing was published:{named}{more}\n"
+        f"dataset.source: {len(files)} unreadable pictures, nothing was published:{enumerated(files)}\n"
         "Repair or remove them, or set dataset.on_bad_image=skip to leave them out."
     )
 
@@ -186,11 +188,6 @@ def _unreadable(files: Sequence[str]) -> UserError:
 def _content(row: Row) -> Content:
     target = None if row["target"] is None else tuple(map(float, row["target"]))
     return Content(row["id"], row["split"], row["label"], target, row["group"], row["sha256"])
-
-
-def _counts(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, dict[str, int]]:
-    counts = Counter((row["split"], row["label"]) for row in rows)
-    return {split: {label: counts[split, label] for label in classes} for split in SPLITS}
 
 
 def _findings(unreadable: Sequence[str], splits: dict[str, dict[str, int]]) -> tuple[str, ...]:

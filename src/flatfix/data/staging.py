@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatfix.console import progress
+from flatfix.data.ahead import map_ahead
 from flatfix.data.shards import ShardWriter
 from flatfix.data.sources.base import Record, Source
 from flatfix.inference.decode import UnreadableImageError, decode
@@ -56,7 +56,7 @@ def stage(source: Source, records: Sequence[Record], folder: Path, shard_bytes: 
     unreadable: list[str] = []
     levels = np.zeros((3, 256))
     with ShardWriter(folder, shard_bytes) as shards, progress("Publishing", len(records)) as advance:
-        for picture in _examined(source, records):
+        for picture in map_ahead(partial(_examine, source), records, AHEAD):
             advance(1)
             if isinstance(picture, str):
                 unreadable.append(picture)
@@ -68,21 +68,6 @@ def stage(source: Source, records: Sequence[Record], folder: Path, shard_bytes: 
             if picture.record.split == "train":
                 levels += picture.levels
     return Staged(rows, shards.names, sorted(unreadable), levels)
-
-
-def _examined(source: Source, records: Iterable[Record]) -> Iterator[_Picture | str]:
-    """Examine in threads (Pillow and the disk release the GIL), a bounded number of pictures ahead.
-
-    From Python 3.14 on this is `Executor.map` with its `buffersize`.
-    """
-    pending: deque[Future[_Picture | str]] = deque()
-    with ThreadPoolExecutor() as pool:
-        for record in records:
-            pending.append(pool.submit(_examine, source, record))
-            if len(pending) == AHEAD:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
 
 
 def _examine(source: Source, record: Record) -> _Picture | str:

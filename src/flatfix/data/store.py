@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from flatfix.errors import UserError
+from flatfix.files import replacing
 
 Keys = list[str]  # inside a class with a method `list`, the name means the method
 
@@ -115,29 +115,15 @@ class LocalStore:
 
     def put_file(self, key: str, path: Path) -> None:
         """Copy the file."""
-        with self._written(key) as (partial, final):
+        with replacing(self.root / key) as partial:
             shutil.copyfile(path, partial)
-            os.replace(partial, final)
 
     def put_bytes(self, key: str, data: bytes, exclusive: bool = False) -> None:
         """Write the file; with `exclusive`, a hard link makes sure that only one writer wins."""
-        with self._written(key) as (partial, final):
+        with replacing(self.root / key) as partial:
             partial.write_bytes(data)
-            if not exclusive:
-                os.replace(partial, final)
-                return
-            try:
-                os.link(partial, final)
-            except FileExistsError as error:
-                raise StoreConflictError(f"{key} is already in {self.uri}") from error
-
-    @contextmanager
-    def _written(self, key: str) -> Iterator[tuple[Path, Path]]:
-        """Yield a temporary path beside the final one, which is never listed and always cleared away."""
-        final = self.root / key
-        final.parent.mkdir(parents=True, exist_ok=True)
-        partial = final.with_name(f".{uuid.uuid4().hex}.partial")
-        try:
-            yield partial, final
-        finally:
-            partial.unlink(missing_ok=True)
+            if exclusive:
+                try:
+                    os.link(partial, self.root / key)
+                except FileExistsError as error:
+                    raise StoreConflictError(f"{key} is already in {self.uri}") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from flatfix.console import complain
 from flatfix.data.manifest import Manifest
 from flatfix.data.store import Store
 from flatfix.errors import UserError, did_you_mean
@@ -116,7 +117,9 @@ def open_version(store: Store, name: str, version: str) -> DatasetVersion:
 
 def not_held(store: Store, name: str, version: str, fix: str = "") -> UserError:
     """Return the error for a version that the store does not hold."""
-    held = [f"{manifest.name}/{manifest.version}" for manifest in list_versions(store)]
+    held = [
+        key.removeprefix("datasets/").removesuffix(f"/{MANIFEST_NAME}") for key in _manifest_keys(store, "datasets/")
+    ]
     return UserError(
         f"dataset.name={name} dataset.version={version}: not in the store {store.uri}, which holds "
         f"{', '.join(held) or 'no version yet'}.{did_you_mean(f'{name}/{version}', held)} {fix}".rstrip()
@@ -124,10 +127,21 @@ def not_held(store: Store, name: str, version: str, fix: str = "") -> UserError:
 
 
 def list_versions(store: Store, name: str | None = None) -> list[Manifest]:
-    """Return the manifests of all versions, or of those of one dataset, by name and then oldest first."""
-    keys = store.list("datasets/" if name is None else f"datasets/{name}/")
-    manifests = [_read_manifest(store, key) for key in keys if key.endswith(f"/{MANIFEST_NAME}")]
+    """Return the manifests of all versions, or of those of one dataset, by name and then oldest first.
+
+    One that cannot be read is complained of and left out.
+    """
+    manifests = []
+    for key in _manifest_keys(store, "datasets/" if name is None else f"datasets/{name}/"):
+        try:
+            manifests.append(_read_manifest(store, key))
+        except UserError as error:
+            complain(str(error))
     return sorted(manifests, key=lambda manifest: (manifest.name, manifest.created, manifest.version))
+
+
+def _manifest_keys(store: Store, prefix: str) -> list[str]:
+    return [key for key in store.list(prefix) if key.endswith(f"/{MANIFEST_NAME}")]
 
 
 def _manifest_key(name: str, version: str) -> str:

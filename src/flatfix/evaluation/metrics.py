@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatfix.errors import UserError, one_of
+from flatfix.inference.decision import PROBABILITY_FLOOR
 
 METRICS: Final[dict[str, Literal["min", "max"]]] = {
     "loss": "min",
@@ -20,21 +21,21 @@ METRICS: Final[dict[str, Literal["min", "max"]]] = {
 }
 """Every metric and the direction in which it gets better."""
 
-PROBABILITY_FLOOR: Final = float(np.finfo(np.float32).tiny)
-"""Probabilities below this count as this in the loss: a picture costs at most 87.34 nats, even at probability 0.
 
-It is the smallest normal float32: a larger floor would cut off losses that a float32 softmax still tells apart.
-"""
-
-
-def compute(labels: NDArray[np.int64], probabilities: NDArray[Any], positive: int | None) -> dict[str, float]:
+def compute(
+    labels: NDArray[np.int64],
+    probabilities: NDArray[Any],
+    positive: int | None,
+    predictions: NDArray[np.int64] | None = None,
+) -> dict[str, float]:
     """Measure predicted probabilities against the true labels.
 
-    The predicted class is the most probable one, of equals the first. `loss` is the mean cross-entropy in nats, with
-    probabilities below `PROBABILITY_FLOOR` counted as that floor. With two classes, precision, recall, F1 and AUROC are
-    those of the class `positive`. With more they are plain means over classes (macro, one against the rest): precision,
-    recall and F1 over the classes that occur as label or prediction, AUROC over those that occur as label. A ratio
-    with nothing in its denominator is 0; an AUROC without both positive and negative pictures is nan.
+    The predicted class is the most probable one, of equals the first, unless `predictions` say otherwise. `loss` is the
+    mean cross-entropy in nats, with probabilities below `PROBABILITY_FLOOR` counted as that floor. With two classes,
+    precision, recall, F1 and AUROC are those of the class `positive`. With more they are plain means over classes
+    (macro, one against the rest): precision, recall and F1 over the classes that occur as label or prediction, AUROC
+    over those that occur as label. A ratio with nothing in its denominator is 0; an AUROC without both positive and
+    negative pictures is nan.
 
     Where a probability is nan the model diverged, and every metric is nan, which beats no value and reaches no bound.
 
@@ -42,6 +43,7 @@ def compute(labels: NDArray[np.int64], probabilities: NDArray[Any], positive: in
         labels: [N] integers in 0..C-1.
         probabilities: [N, C] floating point; each row sums to 1.
         positive: index of `dataset.positive_class` for two classes, None for more.
+        predictions: [N] integers in 0..C-1, where a threshold decides rather than the largest probability.
 
     Returns:
         One value for each key of `METRICS`, in that order.
@@ -57,18 +59,26 @@ def compute(labels: NDArray[np.int64], probabilities: NDArray[Any], positive: in
     # At function level: scikit-learn takes a second to import, and whoever validates a config needs only METRICS.
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-    predictions = probabilities.argmax(axis=1)
+    if predictions is None:
+        predictions = probabilities.argmax(axis=1)
     precision, recall, f1, _ = precision_recall_fscore_support(
         labels, predictions, labels=None if positive is None else [positive], average="macro", zero_division=0
     )
     return {
-        "loss": _cross_entropy(labels, probabilities),
+        "loss": float(cross_entropies(labels, probabilities).mean()),
         "accuracy": float(accuracy_score(labels, predictions)),
         "precision": float(precision),
         "recall": float(recall),
         "f1": float(f1),
         "auroc": _auroc(labels, probabilities, range(probabilities.shape[1]) if positive is None else [positive]),
     }
+
+
+def cross_entropies(labels: NDArray[np.int64], probabilities: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the cross-entropy `[N]` of each picture in nats; `loss` is their mean."""
+    of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    losses: NDArray[np.float64] = -np.log(np.maximum(of_label, PROBABILITY_FLOOR))
+    return losses
 
 
 def is_better(metric: str, value: float, than: float, delta: float = 0.0) -> bool:
@@ -114,11 +124,6 @@ def _check(labels: NDArray[np.int64], probabilities: NDArray[Any], positive: int
             f"dataset.positive_class: has no meaning with {num_classes} classes, whose metrics are macro averages. "
             "Remove it"
         )
-
-
-def _cross_entropy(labels: NDArray[np.int64], probabilities: NDArray[Any]) -> float:
-    of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return float(-np.log(np.maximum(of_label, PROBABILITY_FLOOR)).mean())
 
 
 def _auroc(labels: NDArray[np.int64], probabilities: NDArray[Any], classes: range | list[int]) -> float:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -16,6 +13,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from flatfix.errors import UserError
+from flatfix.files import replacing
+from flatfix.inference.decision import Decision
 
 SCHEMA_VERSION = 1
 _METADATA_KEY = b"flatfix.predictions"
@@ -23,13 +22,17 @@ _METADATA_KEY = b"flatfix.predictions"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predictions:
-    """A predictions table in memory.
+    """What a model said of pictures.
 
     Attributes:
         ids: [N] pictures.
         labels: [N] true classes, as indices into `classes`.
-        probabilities: [N, C] floating point.
-        classes: [C] names, in label order.
+        probabilities: [N, C] floating point, as the model gave them; of a table that was read, calibrated.
+        classes: [C] distinct names, in label order.
+
+    Raises:
+        UserError: if a probability is nan: the model diverged.
+        ValueError: if the arrays do not fit together or a class is named twice.
     """
 
     ids: list[str]
@@ -37,64 +40,55 @@ class Predictions:
     probabilities: NDArray[Any]
     classes: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        num_ids, num_labels, num_classes = len(self.ids), len(self.labels), len(self.classes)
+        if not num_ids == num_labels == len(self.probabilities) or self.probabilities.shape[1:] != (num_classes,):
+            raise ValueError(
+                f"need probabilities [N, C], N ids, N labels and C classes; got {self.probabilities.shape}, {num_ids}, "
+                f"{num_labels} and {num_classes}"
+            )
+        if ((self.labels < 0) | (self.labels >= num_classes)).any():
+            raise ValueError(f"need labels in 0..{num_classes - 1}, got {self.labels.min()}..{self.labels.max()}")
+        if len(set(self.classes)) < num_classes:
+            raise ValueError(f"need distinct class names, got {list(self.classes)}")
+        is_nan = np.isnan(self.probabilities).any(axis=1)
+        if is_nan.any():
+            raise UserError(
+                f"the model predicts nan for {is_nan.sum()} of {num_ids} pictures (the first is "
+                f"{self.ids[is_nan.argmax()]}): its training diverged. Lower optimizer.lr, or set trainer.precision=32"
+            )
 
-def write(
-    path: Path,
-    *,
-    ids: Sequence[str],
-    labels: NDArray[np.int64],
-    probabilities: NDArray[Any],
-    classes: Sequence[str],
-) -> None:
+
+def write(path: Path, table: Predictions, decision: Decision) -> None:
     """Write a predictions table; an existing file is replaced whole or not at all.
 
-    Columns: `id`, `label` and `prediction` (names of classes), `confidence` (probability of the prediction) and one
-    `probability_<class>` for each class in label order. The schema's metadata keeps the classes. Half precision is
-    stored as float32, other floating point as it is.
+    Columns: `id`; `label` and `prediction` (names of classes); `confidence`, the probability of the prediction;
+    `needs_review`; and one `probability_<class>` for each class in label order. Probabilities are calibrated: they are
+    what the decision was made on. The schema's metadata keeps the classes and the decision.
 
     Args:
-        path: the file, in a folder that exists.
-        ids: [N] pictures.
-        labels: [N] integers in 0..C-1.
-        probabilities: [N, C] floating point.
-        classes: [C] distinct names, in label order.
-
-    Raises:
-        UserError: if a probability is nan: the model diverged.
-        ValueError: if the arrays do not fit together or a class is named twice.
+        path: the file, in a folder that exists or can be made.
+        table: what the model said.
+        decision: what makes predictions of it.
     """
-    if not len(ids) == len(labels) == len(probabilities) or probabilities.shape[1:] != (len(classes),):
-        raise ValueError(
-            f"need probabilities [N, C], N ids, N labels and C classes; got {probabilities.shape}, {len(ids)}, "
-            f"{len(labels)} and {len(classes)}"
-        )
-    if ((labels < 0) | (labels >= len(classes))).any():
-        raise ValueError(f"need labels in 0..{len(classes) - 1}, got {labels.min()}..{labels.max()}")
-    if len(set(classes)) < len(classes):
-        raise ValueError(f"need distinct class names, got {list(classes)}")
-    is_nan = np.isnan(probabilities).any(axis=1)
-    if is_nan.any():
-        raise UserError(
-            f"the model predicts nan for {is_nan.sum()} of {len(ids)} pictures (the first is {ids[is_nan.argmax()]}): "
-            "its training diverged. Lower optimizer.lr, or set trainer.precision=32"
-        )
-
-    stored = probabilities.astype(np.result_type(probabilities, np.float32), copy=False)
-    names = np.asarray(classes, dtype=object)
-    table = pa.table(
+    calibrated = decision.calibrate(table.probabilities)
+    predictions = decision.predict(calibrated)
+    names = np.asarray(table.classes, dtype=object)
+    columns = pa.table(
         {
-            "id": pa.array(ids, pa.string()),
-            "label": pa.array(names[labels], pa.string()),
-            "prediction": pa.array(names[stored.argmax(axis=1)], pa.string()),
-            "confidence": stored.max(axis=1),
-            **{_column(name): stored[:, index] for index, name in enumerate(classes)},
+            "id": pa.array(table.ids, pa.string()),
+            "label": pa.array(names[table.labels], pa.string()),
+            "prediction": pa.array(names[predictions], pa.string()),
+            "confidence": np.take_along_axis(calibrated, predictions[:, None], axis=1)[:, 0],
+            "needs_review": decision.needs_review(calibrated),
+            **{_column(name): calibrated[:, index] for index, name in enumerate(table.classes)},
         }
     )
-    header = json.dumps({"schema_version": SCHEMA_VERSION, "classes": list(classes)})
-    with TemporaryDirectory(dir=path.parent, prefix=".") as scratch:
-        partial = Path(scratch, path.name)
-        pq.write_table(table.replace_schema_metadata({_METADATA_KEY: header}), partial)
-        os.replace(partial, path)
+    header = json.dumps(
+        {"schema_version": SCHEMA_VERSION, "classes": list(table.classes), "decision": decision.to_dict()}
+    )
+    with replacing(path) as partial:
+        pq.write_table(columns.replace_schema_metadata({_METADATA_KEY: header}), partial)
 
 
 def read(path: Path) -> Predictions:

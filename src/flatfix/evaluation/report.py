@@ -4,72 +4,194 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from flatfix.evaluation import figures, predictions
-from flatfix.evaluation.metrics import compute
+from flatfix.evaluation import figures, findings, page, predictions
+from flatfix.evaluation.answers import Answers
+from flatfix.evaluation.figures.learning import History
+from flatfix.evaluation.measures import Interval, Measures, measure
+from flatfix.evaluation.page import Drawing, Gallery
+from flatfix.evaluation.predictions import Predictions
+from flatfix.evaluation.qualification import Bound, Qualification, qualify
+from flatfix.evaluation.thumbnails import data_uri, shrink
+from flatfix.evaluation.wording import counted
+from flatfix.files import replacing
+from flatfix.inference.decision import Decision
+
+NUM_PICTURES = 24
+"""Pictures of a kind that are shown, such as the worst mistakes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """What an evaluation found, and where it lies.
 
-    `metrics` has the keys of `flatfix.evaluation.metrics.METRICS`.
+    Attributes:
+        metrics: those of test, by the keys of `METRICS`, of the classes as decided.
+        intervals: 95 % interval of each of them.
+        validation_metrics: likewise of validation.
+        calibration_error: expected calibration error on test, before and after calibration.
+        qualification: verdict on the validation metrics.
+        predictions_path: table of test.
+        figure_paths: PNG files.
+        report_path: the page.
     """
 
     metrics: dict[str, float]
+    intervals: dict[str, Interval]
+    validation_metrics: dict[str, float]
+    calibration_error: tuple[float, float]
+    qualification: Qualification
     predictions_path: Path
-    figure_paths: tuple[Path, ...]
+    figure_paths: tuple[Path, ...] = ()
+    report_path: Path | None = None
 
 
 def report(
     folder: Path,
     *,
-    ids: Sequence[str],
-    labels: NDArray[np.int64],
-    probabilities: NDArray[Any],
-    classes: Sequence[str],
-    positive: int | None,
+    validation: Predictions,
+    test: Predictions,
+    decision: Decision,
+    pictures: NDArray[np.uint8] | None,
+    augmented: NDArray[np.uint8] | None,
+    history: History,
+    card: Mapping[str, Mapping[str, str]],
+    title: str,
+    monitor: str = "accuracy",
+    bounds: Sequence[Bound] = (),
+    draw: bool = True,
 ) -> Evaluation:
-    """Evaluate predictions and write `predictions.parquet`, `confusion_matrix.png` and `metrics.json`.
+    """Evaluate predictions and write the report into a folder.
 
-    `metrics.json` holds the metrics by name; one that is undefined is null there, and nan in the value returned.
+    It writes `report.html`, which needs no other file, its figures as PNG, `metrics.json`, and the tables
+    `predictions.parquet` (of test) and `validation.parquet`. A figure for which there is nothing to show is left out.
 
     Args:
         folder: where to write; made when missing, files of an earlier report are replaced.
-        ids: [N] pictures.
-        labels: [N] integers in 0..C-1.
-        probabilities: [N, C] floating point; each row sums to 1.
-        classes: [C] distinct names, in label order.
-        positive: index of `dataset.positive_class` for two classes, None for more.
+        validation: what the model said of the pictures that chose its decision.
+        test: what it said of those that judge it.
+        decision: how it decides.
+        pictures: [N, H, W, 3] those of `test` in its order, or None to show none.
+        augmented: [K, H, W, 3] one or more training pictures as training saw them, or None to show none.
+        history: one row an epoch, see `figures.learning_curves`; may be empty.
+        card: what else a reader should know: sections of named texts.
+        title: what was evaluated.
+        monitor: the metric that chose the checkpoint.
+        bounds: what the validation metrics must reach to qualify.
+        draw: write `report.html` and the figures, which take a second or two, too.
 
     Raises:
-        UserError: if there are no pictures, `positive` does not fit the number of classes, or the model diverged.
+        UserError: if a split has no pictures, the decision does not fit the number of classes, or the model diverged.
         ValueError: if the arrays do not fit together.
     """
-    metrics = compute(labels, probabilities, positive)
-    folder.mkdir(parents=True, exist_ok=True)
-    predictions_path = folder / "predictions.parquet"
-    predictions.write(predictions_path, ids=ids, labels=labels, probabilities=probabilities, classes=classes)
-    drawings = {"confusion_matrix": figures.confusion_matrix(labels, probabilities.argmax(axis=1), classes)}
-    figure_paths = tuple(folder / f"{name}.png" for name in drawings)
-    for figure, path in zip(drawings.values(), figure_paths, strict=True):
-        figures.save(figure, path)
-    _write_metrics(folder / "metrics.json", metrics)
-    return Evaluation(metrics=metrics, predictions_path=predictions_path, figure_paths=figure_paths)
+    answers = Answers.of(test, decision)
+    measures = measure(answers, Answers.of(validation, decision))
+    qualification = qualify(measures.validation, bounds)
+    predictions.write(folder / "predictions.parquet", test, decision)
+    predictions.write(folder / "validation.parquet", validation, decision)
+    _write_metrics(folder / "metrics.json", measures)
+    evaluation = Evaluation(
+        metrics=measures.test,
+        intervals=measures.intervals,
+        validation_metrics=measures.validation,
+        calibration_error=measures.calibration_error,
+        qualification=qualification,
+        predictions_path=folder / "predictions.parquet",
+    )
+    if not draw:
+        return evaluation
+
+    galleries = {} if pictures is None else _galleries(answers, pictures)
+    varied = None if augmented is None else shrink(augmented[:NUM_PICTURES])
+    drawn = _draw(answers, history, monitor, galleries, varied)
+    drawings = {name: _saved(figure, folder / f"{name}.png") for name, figure in drawn.items()}
+    content = page.render(
+        title=title,
+        card=card,
+        num_pictures=len(answers.ids),
+        classes=answers.classes,
+        scored=answers.scored,
+        qualification=qualification if bounds else None,
+        summary=findings.summary(answers),
+        metrics=findings.metric_rows(answers, measures, monitor),
+        decision=findings.decision_rows(answers, measures),
+        class_rows=findings.class_rows(answers),
+        drawings=drawings,
+        galleries=galleries,
+        augmented=[] if varied is None else [data_uri(picture) for picture in varied],
+    )
+    report_path = folder / "report.html"
+    with replacing(report_path) as partial:
+        partial.write_text(content, encoding="utf-8")
+    figure_paths = tuple(folder / f"{name}.png" for name, drawing in drawings.items() if drawing)
+    return replace(evaluation, figure_paths=figure_paths, report_path=report_path)
 
 
-def _write_metrics(path: Path, metrics: dict[str, float]) -> None:
-    defined = {name: None if math.isnan(value) else value for name, value in metrics.items()}
-    with TemporaryDirectory(dir=path.parent, prefix=".") as scratch:
-        partial = Path(scratch, path.name)
-        partial.write_text(json.dumps(defined, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+def _galleries(answers: Answers, pictures: NDArray[np.uint8]) -> dict[str, Gallery]:
+    mistakes, uncertain = answers.worst_mistakes(NUM_PICTURES), answers.least_certain(NUM_PICTURES)
+    num_wrong = int((~answers.is_right).sum())
+    titles = {
+        "mistakes": (mistakes, f"The worst {len(mistakes)} of {counted(num_wrong, 'mistake')}"),
+        "uncertain": (uncertain, f"The {len(uncertain)} least certain of {counted(len(answers.ids), 'picture')}"),
+    }
+    return {
+        name: Gallery.of(answers, rows, shrink(pictures[rows]), title)
+        for name, (rows, title) in titles.items()
+        if len(rows)
+    }
+
+
+def _draw(
+    answers: Answers,
+    history: History,
+    monitor: str,
+    galleries: Mapping[str, Gallery],
+    augmented: NDArray[np.uint8] | None,
+) -> dict[str, Figure | None]:
+    """Return every figure by the name of its file; None where there is nothing to show."""
+    caption = f"true class → predicted class, probability of {answers.scored}, id"
+    sheets = {
+        name: figures.contact_sheet(gallery.thumbnails, gallery.captions, f"{gallery.title}: {caption}")
+        for name, gallery in galleries.items()
+    }
+    if augmented is not None:
+        sheets["augmented"] = figures.contact_sheet(augmented, [], "Training pictures, augmented")
+    return {
+        "confusion_matrix": figures.confusion_matrix(answers.labels, answers.predictions, answers.classes),
+        "scores": figures.score_histogram(answers),
+        "reliability": figures.reliability(answers),
+        "roc": figures.roc(answers),
+        "precision_recall": figures.precision_recall(answers),
+        "learning_curves": figures.learning_curves(history, monitor) if history else None,
+        **{name: sheets.get(name) for name in ("mistakes", "uncertain", "augmented")},
+    }
+
+
+def _saved(figure: Figure | None, path: Path) -> Drawing | None:
+    if figure is None:
+        path.unlink(missing_ok=True)  # that of an earlier report
+        return None
+    figures.save(figure, path)
+    return Drawing.of(figure, path)
+
+
+def _write_metrics(path: Path, measures: Measures) -> None:
+    """Write every number; JSON has no nan, which is null there."""
+
+    def defined(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: defined(each) for key, each in value.items()}
+        if isinstance(value, tuple):
+            return [defined(each) for each in value]
+        return None if math.isnan(value) else value
+
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(defined(asdict(measures)), indent=2) + "\n", encoding="utf-8")

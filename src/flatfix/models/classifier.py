@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import flatfix.models.backbones  # noqa: F401  registers our backbones with timm
 from flatfix.errors import UserError, did_you_mean
+from flatfix.inference.decision import Decision
 from flatfix.models import weights
 
 
@@ -21,7 +22,7 @@ class ClassifierSpec:
     """Describe a classifier in plain values: what a checkpoint stores and what rebuilds it.
 
     `mean` and `std` are per channel, of pixels scaled to 0..1. `image_size` (pixels) and `resize` say how a picture
-    becomes the square that the classifier was trained on.
+    becomes the square that the classifier was trained on. `decision` says how its probabilities become an answer.
     """
 
     name: str
@@ -31,10 +32,13 @@ class ClassifierSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     options: dict[str, Any] = field(default_factory=dict)
+    decision: Decision = field(default_factory=Decision)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, fit for a checkpoint that loads with `weights_only=True`."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        return plain | {"options": dict(self.options), "decision": self.decision.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -42,7 +46,7 @@ class ClassifierSpec:
         arguments: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
-        return cls(**arguments)
+        return cls(**{**arguments, "decision": Decision.from_dict(arguments["decision"])})
 
 
 class Output(NamedTuple):
@@ -106,19 +110,22 @@ def create_backbone(name: str, options: Mapping[str, Any], pretrained: bool = Fa
     Raises:
         UserError: for a name that timm does not know or options that the model does not take.
     """
-    if not timm.is_model(name.partition(".")[0]):
-        raise UserError(f"model.name={name}: unknown model.{did_you_mean(name, timm.list_models())}")
+    architecture, _, tag = name.partition(".")
+    tagged = timm.list_pretrained(f"{architecture}.*")
+    if not timm.is_model(architecture) or (tag and name not in tagged):
+        raise UserError(f"model.name={name}: unknown model.{did_you_mean(name, [*timm.list_models(), *tagged])}")
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"model.options: {name} does not take them: {error}") from error
-    except (RuntimeError, OSError) as error:
-        if not pretrained:
-            raise
-        raise UserError(
-            f"model.pretrained=true: the weights of {name} could not be had from the hub ({error}). "
-            "Give a file with model.weights, or train from scratch with model.pretrained=false."
-        ) from error
+    except Exception as error:  # each model refuses its options in its own way: a KeyError, an assertion, …
+        if pretrained and isinstance(error, RuntimeError | OSError):
+            raise UserError(
+                f"model.pretrained=true: the weights of {name} could not be had from the hub ({error}). "
+                "Give a file with model.weights, or train from scratch with model.pretrained=false."
+            ) from error
+        if options:
+            reason = str(error) or type(error).__name__
+            raise UserError(f"model.options: {name} does not take them: {reason}") from error
+        raise
 
 
 def check_start(name: str, pretrained: bool, weights_file: Path | None, normalise: str) -> None:
@@ -193,13 +200,19 @@ def load_checkpoint(path: Path) -> Classifier:
     Raises:
         UserError: when the file is not a Flatfix checkpoint.
     """
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if "hyper_parameters" not in content or "classes" not in content["hyper_parameters"]:
-        raise UserError(f"{path}: not a checkpoint of Flatfix")
-    spec = ClassifierSpec.from_dict(content["hyper_parameters"])
-    classifier = Classifier(spec, create_backbone(spec.name, spec.options))
+    content = weights.read(path, "checkpoint")
+    values = weights.stored_spec(content)
+    if values is None:
+        raise UserError(f"checkpoint={path}: not a checkpoint of Flatfix")
     prefix = "classifier."
-    classifier.load_state_dict(
-        {name.removeprefix(prefix): value for name, value in content["state_dict"].items() if name.startswith(prefix)}
-    )
+    state = {
+        name.removeprefix(prefix): value for name, value in content["state_dict"].items() if name.startswith(prefix)
+    }
+    try:
+        spec = ClassifierSpec.from_dict(values)
+        classifier = Classifier(spec, create_backbone(spec.name, spec.options))
+        classifier.load_state_dict(state)
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"checkpoint={path}: another Flatfix wrote it, or it was altered ({reason})") from error
     return classifier.eval()

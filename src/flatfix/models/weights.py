@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -17,6 +16,8 @@ from flatfix.errors import UserError
 
 PREFIXES = ("module.", "model.", "classifier.", "backbone.")
 HEADS = ("head.", "fc.", "classifier.", "_fc.")
+# How a file of torch.save begins: as a zip archive, or with a pickled number, as it did before torch 1.6.
+WRITTEN_BY_TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ def load(backbone: nn.Module, path: Path) -> LoadedWeights:
     Raises:
         UserError: when the file cannot be read or does not fit; nothing has been copied then.
     """
-    content = _read(path)
+    content = read(path, "model.weights")
     state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
-    tensors = {_strip(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = {_strip(str(name)): value for name, value in state.items() if isinstance(value, Tensor)}
     wanted = backbone.state_dict()
     matched_by = "name"
     chosen = {name: tensors[name] for name in wanted if name in tensors and tensors[name].shape == wanted[name].shape}
@@ -55,21 +56,40 @@ def load(backbone: nn.Module, path: Path) -> LoadedWeights:
             f"have another shape, first {missing[0]}. Choose the model that the file was saved from."
         )
     backbone.load_state_dict(chosen)
-    hparams = content.get("hyper_parameters", {})
-    return LoadedWeights(len(chosen), matched_by, hparams.get("mean"), hparams.get("std"))
+    spec = stored_spec(content) or {}
+    return LoadedWeights(len(chosen), matched_by, spec.get("mean"), spec.get("std"))
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def read(path: Path, option: str) -> Mapping[str, Any]:
+    """Return what a file of weights holds: tensors and plain values, nothing that runs code.
+
+    Raises:
+        UserError: naming `option` and what the file is instead.
+    """
+    with path.open("rb") as file:
+        start = file.read(24)
+    fault = f"{option}={path}: cannot be read as weights"
+    looks = f"it begins with {start!r}" if start else "it is empty"
+    is_safetensors = path.suffix == ".safetensors"
+    if not is_safetensors and not start.startswith(WRITTEN_BY_TORCH):
+        raise UserError(f"{fault}: torch.save did not write it, {looks}")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError, KeyError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"model.weights={path}: cannot be read as weights: {reason}") from error
+        content = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{fault}: it holds objects, which could run code, or is damaged. Save its state_dict alone."
+        ) from error
+    except Exception as error:  # a damaged file leads the readers to errors of nearly every type
+        raise UserError(f"{fault}: damaged or cut short, {looks}") from error
     if not isinstance(content, Mapping):
-        raise UserError(f"model.weights={path}: holds a {type(content).__name__}, not a mapping of tensors")
+        raise UserError(f"{option}={path}: holds a {type(content).__name__}, not a mapping of tensors")
     return content
+
+
+def stored_spec(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the plain values of the classifier whose checkpoint `content` is, or None when it is not one of ours."""
+    spec = content.get("hyper_parameters")
+    return spec if isinstance(spec, Mapping) and "classes" in spec else None
 
 
 def _strip(name: str) -> str:

@@ -44,7 +44,8 @@ class Run:
         self._client = client
         self._unsent_path = buffer_dir / "unsent.jsonl"
         buffer_dir.mkdir(parents=True, exist_ok=True)
-        self._metrics_file = (buffer_dir / "metrics.jsonl").open("ab", buffering=0)  # a call is one write: it is whole
+        self._metrics_path = buffer_dir / "metrics.jsonl"
+        self._metrics_file = self._metrics_path.open("ab", buffering=0)  # a call is one write: it is whole
         self._outbox = Outbox(f"MLflow at {redact(uri)}", self._deliver)
         self._system_metrics: SystemMetrics | None = None
         self._has_ended = False
@@ -98,6 +99,15 @@ class Run:
         facts = [Fact("metric", key, float(value), _now_ms(), step) for key, value in metrics.items()]
         self._metrics_file.write(b"".join(_line(asdict(fact)) for fact in facts))
         self._outbox.put(facts)
+
+    def history(self) -> dict[int, dict[str, float]]:
+        """Return the metrics logged at each step, in the order of the steps, without those of the machine."""
+        rows: dict[int, dict[str, float]] = {}
+        for line in self._metrics_path.read_text(encoding="utf-8").splitlines():
+            fact = Fact(**json.loads(line))
+            if not fact.key.startswith("system/"):
+                rows.setdefault(fact.step, {})[fact.key] = float(fact.value)
+        return dict(sorted(rows.items()))
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags as text, cut to the 8,000 characters that MLflow keeps."""

@@ -60,8 +60,8 @@ class EarlyStopping(Callback):
         self.num_idle_epochs = state_dict["num_idle_epochs"]
 
 
-class BestMetrics(Callback):
-    """Remember the validation metrics of the checkpoint that counts, and stop when they reach every bound.
+class BestEpoch(Callback):
+    """Remember the epoch of the checkpoint that counts, and stop when its validation metrics reach every bound.
 
     Args:
         checkpoint: decides which epoch counts; it saves at the end of validation, before this callback looks.
@@ -74,7 +74,6 @@ class BestMetrics(Callback):
         self.bounds = bounds
         self.stop_when_qualified = stop_when_qualified
         self.epoch = -1
-        self.metrics: dict[str, float] = {}
         self._best_score: float | None = None
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -84,8 +83,7 @@ class BestMetrics(Callback):
             return
         self._best_score = float(score)
         self.epoch = trainer.current_epoch
-        self.metrics = epoch_metrics(pl_module, "val")
-        if self.stop_when_qualified and qualify(self.metrics, self.bounds).is_qualified:
+        if self.stop_when_qualified and qualify(epoch_metrics(pl_module, "val"), self.bounds).is_qualified:
             trainer.should_stop = True
             say(f"qualified in epoch {self.epoch + 1}: stopping")
 

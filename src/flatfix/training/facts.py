@@ -8,6 +8,7 @@ from typing import Any
 
 import flatfix
 from flatfix.config.text import to_yaml
+from flatfix.data.cache import Examples
 from flatfix.data.manifest import Manifest
 from flatfix.tracking.connection import redact
 from flatfix.tracking.provenance import Provenance
@@ -41,7 +42,7 @@ def log_facts(run: Run, cfg: Mapping[str, Any], manifest: Manifest) -> None:
         "epochs": cfg["trainer"]["max_epochs"],
         "learning_rate": cfg["optimizer"].get("lr"),
         "batch_size": cfg["dataset"]["batch_size"],
-        "optimizer_type": cfg["optimizer"]["_target_"].rpartition(".")[2],
+        "optimizer_type": optimizer_name(cfg["optimizer"]),
         "scheduler": cfg["scheduler"]["_target_"].rpartition(".")[2],
         "early_stopping_patience": early_stopping["patience"],
         "early_stopping_delta": early_stopping["delta"],
@@ -57,6 +58,51 @@ def log_facts(run: Run, cfg: Mapping[str, Any], manifest: Manifest) -> None:
     run.set_tags({"git_commit": provenance.commit or "unknown", "git_dirty": str(provenance.is_dirty).lower()})
     if provenance.diff:
         run.log_text(provenance.diff, "code/uncommitted.diff")
+
+
+def card(
+    cfg: Mapping[str, Any],
+    manifest: Manifest,
+    examples: Mapping[str, Examples],
+    run_id: str,
+    origin: str,
+    precision: str,
+    best_epoch: int,
+) -> dict[str, dict[str, str]]:
+    """Return what a reader of the report should know of the run and of its data, by section."""
+    counts = ", ".join(f"{len(each):,} {split}" for split, each in examples.items())
+    fold = cfg["dataset"]["fold"]
+    run = {
+        "model": origin,
+        "optimizer": f"{optimizer_name(cfg['optimizer'])}, learning rate {cfg['optimizer'].get('lr', 'its own')}",
+        "schedule": cfg["scheduler"]["_target_"].rpartition(".")[2],
+        "loss": cfg["loss"]["_target_"].rpartition(".")[2],
+        "augmentation": cfg["augment"]["_target_"].rpartition(".")[2],
+        "batch": f"{cfg['dataset']['batch_size']} pictures of {cfg['dataset']['image_size']} px",
+        "epochs": f"at most {cfg['trainer']['max_epochs']}; the best by {cfg['monitor']} is {best_epoch + 1}",
+        "precision": precision,
+        "seed": str(cfg["seed"]),
+        "MLflow run": run_id,
+    }
+    dataset = {
+        "version": f"{manifest.name} {manifest.version}",
+        "pictures": counts,
+        "classes": ", ".join(manifest.classes),
+        "source": str(manifest.source.get("source.kind")),
+        "published": manifest.created,
+        "digest": manifest.digest,
+    }
+    if fold is not None:
+        dataset["fold"] = f"{fold} of {cfg['dataset']['num_folds']} is the validation split"
+    if manifest.findings:
+        dataset["findings"] = "; ".join(manifest.findings)
+    return {"Run": run, "Dataset": dataset}
+
+
+def optimizer_name(optimizer: Mapping[str, Any]) -> str:
+    """Return the name of the optimizer that a config node describes: timm's where timm makes it, else its class's."""
+    name: str = optimizer.get("opt") or optimizer["_target_"].rpartition(".")[2]
+    return name
 
 
 def flattened(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from flatfix.console import progress
 from flatfix.data.cache import CACHE_VERSION, Examples, load_array
 from flatfix.data.datamodule import generator
+from flatfix.files import replacing
 from flatfix.models.classifier import Classifier
 from flatfix.training.augment import Augment, Identity
 
 # Part of the key: raise it when augmentation or this module comes to give other features.
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 CHUNK = 64  # pictures a pass; not dataset.batch_size, on which no feature may depend
 
 
@@ -68,7 +69,7 @@ def cached_features(
         features = _compute(classifier, examples, views, device, precision, seed)
         inputs = features if num_views else features[:, 0]
         _save(path, inputs)
-    return Examples(inputs, examples.labels, examples.ids, examples.split)
+    return replace(examples, inputs=inputs)
 
 
 def _compute(
@@ -106,11 +107,5 @@ def _digest(backbone: torch.nn.Module) -> str:
 
 
 def _save(path: Path, features: NDArray[np.float32]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, features)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.save(file, features)

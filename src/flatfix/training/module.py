@@ -11,13 +11,15 @@ import lightning as L
 import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from flatfix.data.datamodule import Batch, generator
 from flatfix.errors import UserError
+from flatfix.evaluation.metrics import METRICS
 from flatfix.models.classifier import Classifier
 from flatfix.training.accumulator import Accumulator
-from flatfix.training.augment import Augment
+from flatfix.training.augment import Augment, Mixer, Mixing
+from flatfix.training.losses import Loss, as_soft
 
 
 class TrainingModule(L.LightningModule):
@@ -26,10 +28,11 @@ class TrainingModule(L.LightningModule):
     Args:
         classifier: what learns. Where its backbone is frozen, batches hold features in place of pictures.
         optimizer: makes an optimizer of parameter groups.
-        scheduler: makes a schedule of an optimizer, `total_steps` and `steps_per_epoch`.
-        loss: maps logits `[N, C]` and labels `[N]` to a scalar.
-        augment: varies the pictures of a training batch.
+        scheduler: makes a schedule of an optimizer, `total_steps`, `steps_per_epoch` and `direction`.
+        loss: says which targets it takes, and what training minimises.
+        augment: varies the pictures of a training batch, or mixes them and with them their targets.
         positive: index of the positive class for two classes, else None.
+        monitor: the validation metric that a schedule of progress follows.
         seed: with the step it determines what `augment` draws, so that a resumed run draws the same.
         decay_norms_and_biases: apply the optimizer's weight decay to one-dimensional parameters too.
     """
@@ -40,9 +43,10 @@ class TrainingModule(L.LightningModule):
         *,
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[..., LRScheduler],
-        loss: Callable[[Tensor, Tensor], Tensor],
+        loss: Loss,
         augment: Augment,
         positive: int | None,
+        monitor: str,
         seed: int,
         decay_norms_and_biases: bool = False,
     ) -> None:
@@ -52,6 +56,7 @@ class TrainingModule(L.LightningModule):
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self._augment = augment
+        self._monitor = monitor
         self._seed = seed
         self._decay_norms_and_biases = decay_norms_and_biases
         self.train_accumulator = Accumulator(positive)
@@ -60,14 +65,27 @@ class TrainingModule(L.LightningModule):
         self._epoch_began = self._last_batch_ended = self._learning_rate = 0.0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of one batch."""
+        """Return the loss of one batch.
+
+        The metrics of mixed pictures are those of the labels with the larger share.
+        """
         draws = generator(self._seed, self.global_step, self.global_rank)
+        labels = targets = batch.labels
+        if self.loss.uses_soft_targets:
+            assert batch.targets is not None  # loss_of has seen to it
+            targets = batch.targets
         if self.classifier.is_frozen:
             logits = self.classifier.head(draw_views(batch.inputs, draws))
+        elif isinstance(self._augment, Mixer):
+            mixing = self._augment.mix(batch.inputs, draws)
+            logits = self.classifier(mixing.images).logits
+            targets = mixed_targets(as_soft(targets, logits.shape[1]), mixing)
+            labels = torch.where(mixing.shares < 0.5, labels[mixing.partners], labels)
         else:
             logits = self.classifier(self._augment(batch.inputs, draws)).logits
-        self.train_accumulator.update(logits, batch.labels, batch.indices)
-        return self.loss(logits, batch.labels)
+        self.train_accumulator.update(logits, labels, batch.indices)
+        loss: Tensor = self.loss(logits, targets)
+        return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the predictions of one validation batch."""
@@ -112,15 +130,27 @@ class TrainingModule(L.LightningModule):
         self.val_accumulator.reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation metrics."""
-        self._log_metrics("val")
+        """Log the validation metrics, and tell a schedule of progress.
+
+        Lightning would tell it at the end of the epoch, after the checkpoint is written: a run that is resumed from
+        there would not have heard of the epoch.
+        """
+        figures = self._log_metrics("val")
+        scheduler = self.lr_schedulers()
+        if isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(figures[self._monitor])
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Move a schedule of the step; Lightning calls this after each step."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step()
 
     def on_test_epoch_start(self) -> None:
         """Forget the test before."""
         self.test_accumulator.reset()
 
     def configure_optimizers(self) -> Any:
-        """Build the optimizer over parameter groups, and the schedule, stepped every step."""
+        """Build the optimizer over parameter groups, and the schedule."""
         groups = parameter_groups(self.classifier.named_parameters(), self._decay_norms_and_biases)
         optimizer = self._make_optimizer(groups)
         total_steps = int(self.trainer.estimated_stepping_batches)
@@ -128,8 +158,10 @@ class TrainingModule(L.LightningModule):
             optimizer,
             total_steps=total_steps,
             steps_per_epoch=max(1, total_steps // (self.trainer.max_epochs or 1)),
+            direction=METRICS[self._monitor],
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        schedule = {"scheduler": scheduler, "interval": "step", "reduce_on_plateau": False}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what rebuilds the classifier, as plain values."""
@@ -169,6 +201,11 @@ def parameter_groups(
     matrices = [parameter for parameter in trainable if parameter.ndim > 1]
     others = [parameter for parameter in trainable if parameter.ndim <= 1]
     return [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+
+
+def mixed_targets(targets: Tensor, mixing: Mixing) -> Tensor:
+    """Mix soft targets `[N, C]` as their pictures were mixed."""
+    return torch.lerp(targets[mixing.partners], targets, mixing.shares[:, None])
 
 
 def draw_views(features: Tensor, generator: Generator) -> Tensor:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm.optim
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from flatfix.config.instantiate import build
 from flatfix.data.sources.base import Source
-from flatfix.data.splits import SplitRule
-from flatfix.errors import UserError
+from flatfix.data.splits import Fold, SplitRule
+from flatfix.errors import UserError, one_of
+from flatfix.evaluation import threshold
+from flatfix.evaluation.metrics import METRICS
 from flatfix.evaluation.qualification import Bound, parse_bounds
 from flatfix.models.classifier import check_start, create_backbone, num_features
 from flatfix.training import precision
-from flatfix.training.augment import Augment
+from flatfix.training.augment import Augment, Mixer
+from flatfix.training.losses import Loss
+from flatfix.training.module import parameter_groups
 
 
 @dataclass(frozen=True)
@@ -28,8 +34,9 @@ class Plan:
 
     source: Source | None
     rule: SplitRule
+    fold: Fold | None
     augment: Augment
-    loss: Callable[[Tensor, Tensor], Tensor]
+    loss: Callable[..., Loss]
     optimizer: Callable[..., Optimizer]
     scheduler: Callable[..., LRScheduler]
     bounds: tuple[Bound, ...]
@@ -47,6 +54,7 @@ def make_plan(cfg: Mapping[str, Any]) -> Plan:
     plan = Plan(
         source=build(dataset["source"], "dataset.source") if dataset["source"] else None,
         rule=SplitRule(**dataset["split"]),
+        fold=Fold.chosen(dataset["fold"], dataset["num_folds"]),
         augment=build(cfg["augment"], "augment"),
         loss=build(cfg["loss"], "loss"),
         optimizer=build(cfg["optimizer"], "optimizer"),
@@ -54,19 +62,26 @@ def make_plan(cfg: Mapping[str, Any]) -> Plan:
         bounds=parse_bounds(qualification),
         stop_when_qualified=stop_when_qualified,
     )
-    _check_together(cfg, plan)
+    _check_model(cfg["model"], plan.augment)
+    _check_recipe(cfg, plan)
+    threshold.check(cfg["decision"])
     weights = Path(model["weights"]) if model["weights"] else None
     check_start(model["name"], model["pretrained"], weights, model["normalise"])
     precision.choose(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
-    _try_steps(plan)
+    _try_steps(plan, cfg)
     _try_backbone(model["name"], model["options"], dataset["image_size"])
     return plan
 
 
-def _check_together(cfg: Mapping[str, Any], plan: Plan) -> None:
-    model = cfg["model"]
+def _check_model(model: Mapping[str, Any], augment: Augment) -> None:
+    """Refuse what a frozen backbone, which sees each picture once, would ignore."""
     is_frozen = model["freeze"] == "backbone"
-    if is_frozen and plan.augment.changes_pictures and not model["cached_views"]:
+    if is_frozen and isinstance(augment, Mixer):
+        raise UserError(
+            "model.freeze=backbone: the features of each picture are computed once, so pictures cannot be mixed anew "
+            "in every epoch. Use an augment that does not mix, with model.cached_views=8, or model.freeze=none."
+        )
+    if is_frozen and augment.changes_pictures and not model["cached_views"]:
         raise UserError(
             "model.freeze=backbone: the features of each picture are computed once, so augmentation would not reach "
             "them. Use augment=none, or model.cached_views=8 to cache eight augmented views of each picture, or "
@@ -76,7 +91,7 @@ def _check_together(cfg: Mapping[str, Any], plan: Plan) -> None:
         raise UserError(
             "model.cached_views: only a frozen backbone caches views. Set model.freeze=backbone or drop it."
         )
-    if model["cached_views"] and not plan.augment.changes_pictures:
+    if model["cached_views"] and not augment.changes_pictures:
         raise UserError(
             "model.cached_views: augment=none makes all views alike. Choose another augment, or set it to 0."
         )
@@ -84,28 +99,53 @@ def _check_together(cfg: Mapping[str, Any], plan: Plan) -> None:
         raise UserError(
             "model.freeze=backbone: the backbone would stay random. Give model.weights or model.pretrained=true."
         )
+
+
+def _check_recipe(cfg: Mapping[str, Any], plan: Plan) -> None:
+    """Refuse options that contradict one another, or that have no effect together."""
     if cfg["callbacks"]["qualify"]["stop_when_qualified"] and not plan.bounds:
         raise UserError("callbacks.qualify.stop_when_qualified=true: no bound is set. Set one, such as min_accuracy.")
-    if cfg["scheduler"]["warmup_epochs"] > cfg["trainer"]["max_epochs"]:
+    warmup_epochs = cfg["scheduler"].get("warmup_epochs", 0.0)
+    if warmup_epochs > cfg["trainer"]["max_epochs"]:
         raise UserError(
-            f"scheduler.warmup_epochs={cfg['scheduler']['warmup_epochs']}: longer than the run "
+            f"scheduler.warmup_epochs={warmup_epochs}: longer than the run "
             f"(trainer.max_epochs={cfg['trainer']['max_epochs']}), so the learning rate would never be reached"
         )
     if cfg["callbacks"]["early_stopping"]["delta"] and cfg["callbacks"]["early_stopping"]["patience"] is None:
         raise UserError("callbacks.early_stopping.delta has no effect without callbacks.early_stopping.patience")
+    if cfg["dataset"]["sampler"] == "balanced" and cfg["loss"].get("class_weights") == "auto":
+        raise UserError(
+            "loss.class_weights=auto: dataset.sampler=balanced shows every class equally often already, so that rare "
+            "classes would count twice. Use one of the two."
+        )
 
 
-def _try_steps(plan: Plan) -> None:
-    """Take one step with the optimizer and the schedule, so that they refuse their options now."""
-    parameter = nn.Parameter(torch.zeros(1, 1))
-    for option, attempt in (
-        ("optimizer", lambda: plan.optimizer([{"params": [parameter]}])),
-        ("scheduler", lambda: plan.scheduler(torch.optim.SGD([parameter], lr=1.0), total_steps=1, steps_per_epoch=1)),
-    ):
-        try:
-            attempt()
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{option}: {error}") from error
+def _try_steps(plan: Plan, cfg: Mapping[str, Any]) -> None:
+    """Make the loss, the optimizer and the schedule for a tiny model, so that they refuse their options now."""
+    weights, timm_name = cfg["loss"].get("class_weights"), cfg["optimizer"].get("opt")
+    with _naming("loss"):
+        plan.loss((1,) * (len(weights) if isinstance(weights, list) else 2))
+    if timm_name:
+        names = map(str, timm.optim.list_optimizers())  # type: ignore[attr-defined]
+        one_of("optimizer.opt", timm_name.lower().removeprefix("lookahead_"), names)  # timm wraps any of them
+    groups = parameter_groups(nn.Linear(1, 1).named_parameters(), cfg["trainer"]["decay_norms_and_biases"])
+    with _naming("optimizer"):
+        optimizer = plan.optimizer(groups)
+    if getattr(optimizer, "is_second_order", False):
+        raise UserError(f"optimizer.opt={timm_name}: needs second derivatives, which training does not compute.")
+    with _naming("scheduler"):
+        plan.scheduler(optimizer, total_steps=1, steps_per_epoch=1, direction=METRICS[cfg["monitor"]])
+
+
+@contextmanager
+def _naming(option: str) -> Iterator[None]:
+    """Say which option was refused, in the words of the library that refuses it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{option}: {error}") from error
 
 
 def _try_backbone(name: str, options: Mapping[str, Any], image_size: int) -> None:

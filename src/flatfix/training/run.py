@@ -14,37 +14,42 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.profilers import SimpleProfiler
+from numpy.typing import NDArray
 
 from flatfix.config.exit_codes import ExitCode
 from flatfix.console import say
-from flatfix.data.cache import Examples, decoded, sample
-from flatfix.data.datamodule import ImageDataModule
+from flatfix.data.cache import Examples, counts, decoded, sample
+from flatfix.data.datamodule import ImageDataModule, generator
 from flatfix.data.publish import resolve
 from flatfix.data.splits import SPLITS
 from flatfix.data.store import LocalStore
 from flatfix.data.version import DatasetVersion, is_held
 from flatfix.errors import UserError, one_of
+from flatfix.evaluation import threshold
 from flatfix.evaluation.metrics import METRICS
-from flatfix.evaluation.qualification import Qualification, qualify
 from flatfix.evaluation.report import Evaluation, report
+from flatfix.inference.decision import Decision
 from flatfix.models import classifier as classifiers
 from flatfix.models.classifier import Classifier
 from flatfix.tracking.connection import preflight, redact
 from flatfix.tracking.run import Run, Status
 from flatfix.training import precision as precisions
 from flatfix.training import summary
-from flatfix.training.augment import Identity
-from flatfix.training.callbacks import BestMetrics, EarlyStopping, EpochProgress, OverfitBelow
+from flatfix.training.augment import Augment, Identity
+from flatfix.training.callbacks import BestEpoch, EarlyStopping, EpochProgress, OverfitBelow
 from flatfix.training.checkpoint_io import AtomicCheckpointIO
-from flatfix.training.facts import log_facts
+from flatfix.training.facts import card, log_facts, optimizer_name
 from flatfix.training.features import cached_features
 from flatfix.training.interruption import Interrupted, interruptible
+from flatfix.training.judge import judge
 from flatfix.training.logger import RunLogger
+from flatfix.training.losses import Loss, loss_of
 from flatfix.training.module import TrainingModule
 from flatfix.training.plan import Plan, make_plan
 from flatfix.training.result import RunResult
 
 Config = Mapping[str, Any]
+NUM_AUGMENTED = 24  # pictures in the report
 
 
 def train(cfg: Config) -> RunResult:
@@ -55,14 +60,14 @@ def train(cfg: Config) -> RunResult:
     """
     _quieten()
     plan = make_plan(cfg)
-    if (Path(cfg["paths"]["run"]) / "checkpoints").exists():
-        raise UserError(f"paths.run={cfg['paths']['run']}: holds another run's checkpoints. Name another folder.")
+    if any((Path(cfg["paths"]["run"]) / name).exists() for name in ("checkpoints", "metrics.jsonl")):
+        raise UserError(f"paths.run={cfg['paths']['run']}: holds another run. Name another folder.")
     experiment_id = preflight(cfg["tracking"]["uri"], cfg["tracking"]["experiment"])
     run = None
     try:
         with interruptible():
             version = _open_dataset(cfg, plan)
-            positive = _positive_index(cfg["dataset"]["positive_class"], version.manifest.classes)
+            positive = _positive_index(cfg, version.manifest.classes)
             run = _start(cfg, version, experiment_id)
             log_facts(run, cfg, version.manifest)
             result = _train(cfg, plan, version, positive, run)
@@ -80,7 +85,7 @@ def train(cfg: Config) -> RunResult:
 def _open_dataset(cfg: Config, plan: Plan) -> DatasetVersion:
     dataset, store = cfg["dataset"], LocalStore(cfg["store"]["uri"])
     if plan.source and not is_held(store, dataset["name"], dataset["version"]):
-        _positive_index(dataset["positive_class"], plan.source.classes)  # known now, not after the publishing
+        _positive_index(cfg, plan.source.classes)  # known now, not after the publishing
     version = resolve(
         store,
         name=dataset["name"],
@@ -91,15 +96,19 @@ def _open_dataset(cfg: Config, plan: Plan) -> DatasetVersion:
         on_bad_image=dataset["on_bad_image"],
     )
     manifest = version.manifest
-    counts = ", ".join(f"{manifest.num(split):,} {split}" for split in SPLITS)
-    size = f"{counts}; {len(manifest.classes)} classes; digest {manifest.digest[:12]}"
+    num_pictures = {split: sum(of_class.values()) for split, of_class in counts(version, plan.fold).items()}
+    sizes = ", ".join(f"{num:,} {split}" for split, num in num_pictures.items())
+    size = f"{sizes}; {len(manifest.classes)} classes; digest {manifest.digest[:12]}"
     say(f"dataset: {manifest.name} {manifest.version} ({size})")
     for finding in manifest.findings:
         say(f"finding: {finding}")
     return version
 
 
-def _positive_index(positive_class: str | None, classes: tuple[str, ...]) -> int | None:
+def _positive_index(cfg: Config, classes: tuple[str, ...]) -> int | None:
+    """Return the index of the class that is looked for, once what depends on the classes is found to be right."""
+    positive_class = cfg["dataset"]["positive_class"]
+    threshold.check(cfg["decision"], len(classes))
     if len(classes) != 2:
         if positive_class is not None:
             raise UserError(
@@ -115,7 +124,7 @@ def _positive_index(positive_class: str | None, classes: tuple[str, ...]) -> int
 
 
 def _start(cfg: Config, version: DatasetVersion, experiment_id: str) -> Run:
-    tracking, optimizer = cfg["tracking"], cfg["optimizer"]["_target_"].rpartition(".")[2].lower()
+    tracking, optimizer = cfg["tracking"], optimizer_name(cfg["optimizer"]).lower()
     return Run.start(
         tracking["uri"],
         experiment_id,
@@ -145,7 +154,10 @@ def _end(run: Run, status: Status, reason: str | None = None) -> None:
 def _train(cfg: Config, plan: Plan, version: DatasetVersion, positive: int | None, run: Run) -> RunResult:
     folder = Path(cfg["paths"]["run"])
     L.seed_everything(cfg["seed"], workers=True, verbose=False)
-    examples = _examples(cfg, version)
+    examples = _examples(cfg, plan, version)
+    pictures, train = examples, examples["train"]
+    threshold.check(cfg["decision"], len(version.manifest.classes), examples["val"].labels)
+    loss = loss_of(plan.loss, train.labels, train.targets, len(version.manifest.classes))
     classifier, origin = _classifier(cfg, version)
     say(f"model: {origin}")
     precision, why = precisions.choose(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
@@ -157,7 +169,7 @@ def _train(cfg: Config, plan: Plan, version: DatasetVersion, positive: int | Non
         mode=METRICS[cfg["monitor"]],
         save_on_train_epoch_end=False,
     )
-    best = BestMetrics(checkpoint, plan.bounds, plan.stop_when_qualified)
+    best = BestEpoch(checkpoint, plan.bounds, plan.stop_when_qualified)
     overfit = OverfitBelow(cfg["trainer"]["overfit_below"]) if cfg["trainer"]["overfit_below"] else None
     profiler = SimpleProfiler() if cfg["trainer"]["profile"] else None
     callbacks: list[Callback] = (
@@ -166,47 +178,83 @@ def _train(cfg: Config, plan: Plan, version: DatasetVersion, positive: int | Non
     trainer = _trainer(cfg, precision, run, callbacks, profiler)
     if cfg["model"]["freeze"] == "backbone":
         examples = _features(cfg, plan, version, classifier, examples, precision, trainer)
-    data = ImageDataModule(
-        *(examples[split] for split in SPLITS),
-        batch_size=cfg["dataset"]["batch_size"],
-        seed=cfg["seed"],
-    )
-    module = TrainingModule(
-        classifier,
-        optimizer=plan.optimizer,
-        scheduler=plan.scheduler,
-        loss=plan.loss,
-        augment=Identity() if overfit else plan.augment,
-        positive=positive,
-        seed=cfg["seed"],
-        decay_norms_and_biases=cfg["trainer"]["decay_norms_and_biases"],
-    )
-    trainer.fit(module, datamodule=data)
+    module = _module(cfg, plan, classifier, loss, positive, is_varied=overfit is None)
+    trainer.fit(module, datamodule=_data(cfg, examples))
     if profiler:
         summary.print_profile(profiler.recorded_durations)
     if overfit:
         return _overfit_result(run, folder, trainer, overfit)
 
-    evaluation = _evaluate(trainer, module, data, examples["test"], version, checkpoint, positive, folder)
-    qualification = qualify(best.metrics, plan.bounds)
-    _log_outcome(run, best, evaluation, qualification, checkpoint)
+    classes = version.manifest.classes
+    best_path, batch_size = Path(checkpoint.best_model_path), cfg["dataset"]["batch_size"]
+    decision, validation, test = judge(
+        trainer,
+        module,
+        best_path,
+        examples,
+        classes=classes,
+        positive=positive,
+        batch_size=batch_size,
+        options=cfg["decision"],
+    )
+    evaluation = report(
+        folder / "evaluation",
+        validation=validation,
+        test=test,
+        decision=decision,
+        pictures=pictures["test"].inputs,
+        augmented=_augmented(plan.augment, pictures["train"], cfg["seed"]),
+        history=[{"epoch": epoch, **row} for epoch, row in run.history().items()],
+        card=card(cfg, version.manifest, pictures, run.run_id, origin, f"{precision} ({why})", best.epoch),
+        title=f"{version.manifest.name} {version.manifest.version}: {cfg['model']['name']}",
+        monitor=cfg["monitor"],
+        bounds=plan.bounds,
+        draw=cfg["report"],
+    )
+    _log_outcome(run, best.epoch, decision, evaluation, best_path)
     result = RunResult(
         run_id=run.run_id,
         folder=str(folder),
         status="FINISHED",
         exit_code=ExitCode.DONE,
-        checkpoint=checkpoint.best_model_path,
+        checkpoint=str(best_path),
         best_epoch=best.epoch,
         num_epochs=trainer.current_epoch,
-        validation=best.metrics,
+        validation=evaluation.validation_metrics,
         test=evaluation.metrics,
-        qualification=qualification,
+        qualification=evaluation.qualification,
     )
-    summary.print_result(result, evaluation, redact(cfg["tracking"]["uri"]))
+    summary.print_result(result, evaluation, decision, redact(cfg["tracking"]["uri"]))
     return result
 
 
-def _examples(cfg: Config, version: DatasetVersion) -> dict[str, Examples]:
+def _module(
+    cfg: Config, plan: Plan, classifier: Classifier, loss: Loss, positive: int | None, *, is_varied: bool
+) -> TrainingModule:
+    return TrainingModule(
+        classifier,
+        optimizer=plan.optimizer,
+        scheduler=plan.scheduler,
+        loss=loss,
+        augment=plan.augment if is_varied else Identity(),
+        positive=positive,
+        monitor=cfg["monitor"],
+        seed=cfg["seed"],
+        decay_norms_and_biases=cfg["trainer"]["decay_norms_and_biases"],
+    )
+
+
+def _data(cfg: Config, examples: Mapping[str, Examples]) -> ImageDataModule:
+    dataset = cfg["dataset"]
+    return ImageDataModule(
+        *(examples[split] for split in SPLITS),
+        batch_size=dataset["batch_size"],
+        seed=cfg["seed"],
+        is_balanced=dataset["sampler"] == "balanced",
+    )
+
+
+def _examples(cfg: Config, plan: Plan, version: DatasetVersion) -> dict[str, Examples]:
     """Decode every split, and keep the part that the config asks for."""
     dataset, trainer = cfg["dataset"], cfg["trainer"]
     examples = {
@@ -216,6 +264,7 @@ def _examples(cfg: Config, version: DatasetVersion) -> dict[str, Examples]:
             image_size=dataset["image_size"],
             resize=dataset["resize"],
             cache_dir=Path(cfg["paths"]["cache"]),
+            fold=plan.fold,
         )
         for split in SPLITS
     }
@@ -293,7 +342,7 @@ def _features(
     trainer: L.Trainer,
 ) -> dict[str, Examples]:
     """Replace pictures by the features of the frozen backbone; only training pictures have augmented views."""
-    num_views = cfg["model"]["cached_views"]
+    num_views = 0 if cfg["trainer"]["overfit_below"] else cfg["model"]["cached_views"]
     return {
         split: cached_features(
             classifier,
@@ -311,40 +360,33 @@ def _features(
     }
 
 
-def _evaluate(
-    trainer: L.Trainer,
-    module: TrainingModule,
-    data: ImageDataModule,
-    examples: Examples,
-    version: DatasetVersion,
-    checkpoint: ModelCheckpoint,
-    positive: int | None,
-    folder: Path,
-) -> Evaluation:
-    """Judge the best checkpoint on the test split, which has chosen nothing."""
-    trainer.test(module, datamodule=data, ckpt_path=checkpoint.best_model_path, weights_only=True, verbose=False)
-    labels, probabilities, indices = module.test_accumulator.predictions()
-    order = np.argsort(indices)
-    return report(
-        folder / "evaluation",
-        ids=[examples.ids[row] for row in indices[order]],
-        labels=labels[order],
-        probabilities=probabilities[order],
-        classes=version.manifest.classes,
-        positive=positive,
-    )
+def _augmented(augment: Augment, examples: Examples, seed: int) -> NDArray[np.uint8] | None:
+    """Return what training makes of some pictures `[K, H, W, 3]`, or None where it leaves them as they are."""
+    if not augment.changes_pictures:
+        return None
+    images = torch.from_numpy(examples.inputs[:NUM_AUGMENTED])
+    varied: NDArray[np.uint8] = augment(images, generator(seed)).numpy()
+    return varied
 
 
 def _log_outcome(
-    run: Run, best: BestMetrics, evaluation: Evaluation, qualification: Qualification, checkpoint: ModelCheckpoint
+    run: Run,
+    epoch: int,
+    decision: Decision,
+    evaluation: Evaluation,
+    checkpoint: Path,
 ) -> None:
-    run.log_metrics({f"test/{name}": value for name, value in evaluation.metrics.items()}, best.epoch)
-    run.log_metrics({f"best/{name}": value for name, value in best.metrics.items()}, best.epoch)
-    run.log_metrics({"best/epoch": float(best.epoch)}, best.epoch)
+    qualification = evaluation.qualification
+    run.log_metrics({f"test/{name}": value for name, value in evaluation.metrics.items()}, epoch)
+    run.log_metrics({f"best/{name}": value for name, value in evaluation.validation_metrics.items()}, epoch)
+    before, after = evaluation.calibration_error
+    run.log_metrics({"test/calibration_error_before": before, "test/calibration_error": after}, epoch)
+    run.log_metrics({"best/epoch": epoch, "best/temperature": decision.temperature}, epoch)
+    if decision.positive is not None:
+        run.log_metrics({"best/threshold": decision.threshold}, epoch)
     run.set_tags({"qualified": str(qualification.is_qualified).lower(), "qualification": qualification.reason})
-    for path in (evaluation.predictions_path, *evaluation.figure_paths):
-        run.log_artifact(Path(path), "evaluation")
-    run.log_artifact(Path(checkpoint.best_model_path), "checkpoints")
+    run.log_artifact(evaluation.predictions_path.parent)
+    run.log_artifact(checkpoint, "checkpoints")
 
 
 def _overfit_result(run: Run, folder: Path, trainer: L.Trainer, overfit: OverfitBelow) -> RunResult:

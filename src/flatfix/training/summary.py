@@ -8,21 +8,36 @@ from pathlib import Path
 
 from flatfix.console import say, table
 from flatfix.evaluation.report import Evaluation
+from flatfix.inference.decision import Decision
 from flatfix.training.result import RunResult
 
 
-def print_result(result: RunResult, evaluation: Evaluation, tracking_uri: str) -> None:
+def print_result(result: RunResult, evaluation: Evaluation, decision: Decision, tracking_uri: str) -> None:
     """Print the metrics of the checkpoint that counts, where everything is, and the command that opens MLflow."""
     say("")
-    splits = (("validation", result.validation), ("test", result.test))
-    table(["", *result.test], [[split, *(f"{value:.4f}" for value in figures.values())] for split, figures in splits])
+    table(
+        ["", *result.test],
+        [
+            ["validation", *(f"{value:.4f}" for value in result.validation.values())],
+            ["test", *(f"{value:.4f}" for value in result.test.values())],
+            ["95 % from", *(f"{evaluation.intervals[name][0]:.4f}" for name in result.test)],
+            ["95 % to", *(f"{evaluation.intervals[name][1]:.4f}" for name in result.test)],
+        ],
+    )
+    before, after = evaluation.calibration_error
+    if decision.temperature != 1:
+        say(f"\ncalibration: temperature {decision.temperature:.3f}; expected error on test {before:.4f} → {after:.4f}")
+    if decision.positive is not None:
+        say(f"decision: threshold {decision.threshold:.4f} ({decision.rule})")
+    if decision.review:
+        say(f"review: probabilities from {decision.review[0]:.4f} to {decision.review[1]:.4f}")
     if result.qualification:
         verdict = "qualified" if result.qualification.is_qualified else "not qualified"
         say(f"\n{verdict}: {result.qualification.reason}")
     say(f"checkpoint: {_shown(result.checkpoint)} (epoch {result.best_epoch + 1} of {result.num_epochs})")
     say(f"predictions: {_shown(evaluation.predictions_path)}")
-    for path in evaluation.figure_paths:
-        say(f"figure: {_shown(path)}")
+    if evaluation.report_path:
+        say(f"report: {_shown(evaluation.report_path)}")
     say(f"run: {result.run_id}")
     mlflow = _shown(Path(sys.executable).with_name("mlflow"))
     is_server = tracking_uri.startswith("http")

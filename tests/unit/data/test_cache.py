@@ -1,19 +1,22 @@
 from __future__ import annotations
 
 import hashlib
+import random
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from flatfix.data.cache import Examples, decoded, sample
+from flatfix.data.cache import Examples, counts, decoded, sample
 from flatfix.data.publish import publish
 from flatfix.data.sources.folder import FolderSource
-from flatfix.data.splits import SplitRule
+from flatfix.data.splits import Fold, SplitRule
 from flatfix.data.store import LocalStore
 from flatfix.data.version import DamagedVersionError, open_version
 from flatfix.errors import UserError
 from flatfix.inference.decode import UnreadableImageError, decode, resize
-from tests.helpers.images import class_folders
+from tests.helpers.images import MemorySource, class_folders, records
 
 
 @pytest.fixture
@@ -28,8 +31,8 @@ def version(tmp_path, pictures):
     return open_version(store, "pets", "v1")
 
 
-def load(version, tmp_path, split="train", image_size=8, resize="squash"):
-    return decoded(version, split, image_size=image_size, resize=resize, cache_dir=tmp_path / "cache")
+def load(version, tmp_path, split="train", image_size=8, resize="squash", fold=None):
+    return decoded(version, split, image_size=image_size, resize=resize, cache_dir=tmp_path / "cache", fold=fold)
 
 
 @pytest.mark.parametrize("rule", ["squash", "crop", "pad"])
@@ -136,6 +139,111 @@ def test_an_empty_split_has_no_rows(tmp_path, pictures):
 
     assert len(examples) == 0
     assert examples.inputs.shape == (0, 8, 8, 3)
+
+
+def publish_all(tmp_path, some, name="v1", rule=None):
+    store = LocalStore(tmp_path / "store")
+    publish(MemorySource(some), store, name="memory", version=name, rule=rule or SplitRule())
+    return open_version(store, "memory", name)
+
+
+def test_folds_divide_train_and_val_anew_and_leave_test_alone(version, pictures, tmp_path):
+    plain = {split: load(version, tmp_path, split) for split in ("train", "val", "test")}
+    divided = {*plain["train"].ids, *plain["val"].ids}
+    seen = []
+    for index in range(3):
+        train, val, test = (load(version, tmp_path, split, fold=Fold(index, 3)) for split in ("train", "val", "test"))
+        assert {*train.ids, *val.ids} == divided and len(train) + len(val) == len(divided)
+        assert abs(Counter(val.labels.tolist())[0] - len(val) / 2) <= 1
+        assert test.ids == plain["test"].ids
+        for examples in (train, val):
+            assert examples.inputs.shape[0] == len(examples)
+            for pixels, label, id in zip(examples.inputs, examples.labels, examples.ids, strict=True):
+                np.testing.assert_array_equal(
+                    pixels, resize(decode((pictures / f"{id}.png").read_bytes()), 8, "squash")
+                )
+                assert id.startswith(("cat", "dog")[label])
+        seen += val.ids
+    assert sorted(seen) == sorted(divided)
+
+
+def test_every_fold_has_a_file_of_its_own_and_test_has_one_in_all(version, tmp_path):
+    for fold in (None, Fold(0, 3), Fold(1, 3), Fold(1, 4)):
+        for split in ("train", "val", "test"):
+            load(version, tmp_path, split, fold=fold)
+
+    names = [path.name for path in (tmp_path / "cache").iterdir()]
+    assert len(names) == 2 * 4 + 1
+    assert sum("fold-1-of-3" in name for name in names) == 2
+
+
+def test_a_fold_is_the_same_whatever_the_order_of_the_index_and_another_with_another_seed(tmp_path):
+    some = [replace(record, split="test" if number % 5 == 0 else "train") for number, record in enumerate(records(60))]
+    shuffled = random.Random(0).sample(some, len(some))
+    rule = SplitRule(val_fraction=0)
+    first = publish_all(tmp_path, some, rule=rule)
+    second = publish_all(tmp_path, shuffled, "v2", rule)
+    other = publish_all(tmp_path, some, "v3", SplitRule(val_fraction=0, seed=1))
+    ids = [load(version, tmp_path, "val", fold=Fold(0, 4)).ids for version in (first, second, other)]
+
+    assert first.manifest.digest == other.manifest.digest
+    assert ids[0] == ids[1] != ids[2]
+    assert len(ids[0]) == 12
+
+
+def test_folds_keep_groups_together_unless_the_version_stratifies_by_them(tmp_path):
+    some = [replace(record, group=f"tire {number // 4}") for number, record in enumerate(records(120))]
+    group_of = {record.id: record.group for record in some}
+
+    def num_shared(version):
+        train, val = (load(version, tmp_path, split, fold=Fold(1, 3)) for split in ("train", "val"))
+        return len({group_of[id] for id in train.ids} & {group_of[id] for id in val.ids})
+
+    assert num_shared(publish_all(tmp_path, some)) == 0
+    assert num_shared(publish_all(tmp_path, some, "v2", SplitRule(groups="stratify"))) > 0
+
+
+def test_counts_are_those_of_the_manifest_or_of_the_fold(version, tmp_path):
+    assert counts(version) == version.manifest.splits
+    of_fold = counts(version, Fold(0, 3))
+
+    assert of_fold == {
+        "train": {"cat": 20, "dog": 20},
+        "val": {"cat": 10, "dog": 10},
+        "test": version.manifest.splits["test"],
+    }
+    for split in ("train", "val", "test"):
+        labels = load(version, tmp_path, split, fold=Fold(0, 3)).labels
+        assert np.bincount(labels).tolist() == list(of_fold[split].values())
+
+
+def test_too_many_folds_are_refused_before_anything_is_decoded(version, tmp_path):
+    with pytest.raises(UserError, match=r"dataset\.num_folds=31: .* class cat reach 30 folds only"):
+        load(version, tmp_path, fold=Fold(0, 31))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_soft_labels_come_with_their_pictures(tmp_path):
+    some = [replace(record, target=(number / 100, 1 - number / 100)) for number, record in enumerate(records(40))]
+    target_of = {record.id: record.target for record in some}
+
+    for fold in (None, Fold(0, 2)):
+        examples = load(publish_all(tmp_path, some), tmp_path, fold=fold)
+        assert (examples.targets.dtype, examples.targets.shape) == (np.float32, (len(examples), 2))
+        np.testing.assert_allclose(examples.targets, [target_of[id] for id in examples.ids], rtol=1e-6)
+        part = sample(examples, 0.5, seed=0)
+        np.testing.assert_allclose(part.targets, [target_of[id] for id in part.ids], rtol=1e-6)
+
+
+def test_a_split_in_which_one_picture_lacks_a_soft_label_has_none(tmp_path):
+    some = [
+        replace(record, target=(0.5, 0.5), split="train" if n % 2 else "test") for n, record in enumerate(records())
+    ]
+    version = publish_all(tmp_path, [replace(some[0], target=None), *some[1:]], rule=SplitRule(val_fraction=0))
+
+    assert load(version, tmp_path, "test").targets is None
+    assert load(version, tmp_path, "val").targets is None
+    assert load(version, tmp_path, "train").targets.shape == (20, 2)
 
 
 def test_wrong_options_are_refused(version, tmp_path):

@@ -10,10 +10,15 @@ from flatfix.data.datamodule import BatchLoader, ImageDataModule
 from flatfix.errors import UserError
 
 
-def examples_of(num_pictures, split="train"):
+def examples_of(num_pictures, split="train", targets=None):
     inputs = np.arange(num_pictures * 12, dtype=np.uint8).reshape(num_pictures, 2, 2, 3)
     labels = np.arange(num_pictures, dtype=np.int64) % 3
-    return Examples(inputs, labels, [str(number) for number in range(num_pictures)], split)
+    return Examples(inputs, labels, [str(number) for number in range(num_pictures)], split, targets)
+
+
+def unequal(*sizes):
+    labels = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
+    return Examples(labels[:, None].astype(np.float32), labels, [str(row) for row in range(len(labels))], "train")
 
 
 def rows(loader):
@@ -101,6 +106,67 @@ def test_features_are_batched_like_pictures():
     loader = BatchLoader(Examples(features, np.zeros(6, dtype=np.int64), list("abcdef"), "val"), 4, is_training=False)
 
     assert [batch.inputs.shape for batch in loader] == [(4, 2), (2, 2)]
+
+
+def test_soft_labels_belong_to_their_pictures_and_without_them_there_are_none():
+    targets = np.random.default_rng(0).random((20, 3), dtype=np.float32)
+
+    for batch in BatchLoader(examples_of(20, targets=targets), 6, is_training=True):
+        np.testing.assert_array_equal(batch.targets, targets[batch.indices])
+    assert all(batch.targets is None for batch in training(20, 6))
+
+
+def balanced(*sizes, batch_size=1, seed=0):
+    return BatchLoader(unequal(*sizes), batch_size, is_training=True, is_balanced=True, seed=seed)
+
+
+@pytest.mark.parametrize("sizes", [(90, 10), (1, 1, 98), (34, 33, 33), (5, 0, 95), (7,)])
+def test_balanced_epochs_have_every_class_equally_often_and_the_same_length(sizes):
+    loader = balanced(*sizes)
+
+    seen = np.bincount(torch.cat([batch.labels for batch in loader]), minlength=len(sizes))
+
+    assert len(loader) == seen.sum() == sum(sizes)
+    present = seen[np.array(sizes) > 0]
+    assert present.max() - present.min() <= 1
+    assert not seen[np.array(sizes) == 0].any()
+
+
+def test_a_balanced_epoch_repeats_a_rare_example_only_after_all_of_its_class():
+    counts = np.bincount(rows(balanced(90, 10)), minlength=100)
+
+    assert set(counts[:90]) == {0, 1}
+    assert set(counts[90:]) == {5}
+    assert set(np.bincount(rows(balanced(93, 7)), minlength=100)[93:]) == {7, 8}
+
+
+def test_balanced_batches_mix_the_classes():
+    shares = [batch.labels.float().mean().item() for batch in balanced(900, 100, batch_size=100)]
+
+    assert all(0.3 < share < 0.7 for share in shares)
+
+
+def test_the_balanced_order_depends_on_seed_and_epoch_only():
+    orders = set()
+    for seed in range(3):
+        for epoch in range(3):
+            first, second = balanced(30, 10, seed=seed), balanced(30, 10, seed=seed)
+            first.set_epoch(epoch)
+            second.set_epoch(epoch)
+            rows(first)
+            torch.manual_seed(99)
+            assert rows(first) == rows(second)
+            orders.add(tuple(rows(first)))
+
+    assert len(orders) == 9
+
+
+def test_only_training_is_balanced():
+    splits = unequal(90, 10), unequal(9, 1), unequal(9, 1)
+    data = ImageDataModule(*splits, batch_size=10, seed=0, is_balanced=True)
+
+    assert sum(batch.labels.sum().item() for batch in data.train_dataloader()) == 50
+    assert rows(data.val_dataloader()) == rows(data.test_dataloader()) == list(range(10))
 
 
 class Recorder(L.LightningModule):

@@ -45,7 +45,7 @@ def test_a_manifest_of_another_schema_version_is_refused():
         Manifest.from_json(data)
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"name": "tires"}', b"\xff\xfe"])
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"name": "tires"}', b"\xff\xfe", b'{"schema_version": 1}'])
 def test_something_else_than_a_manifest_is_refused(data):
     with pytest.raises(UserError, match="not a manifest"):
         Manifest.from_json(data)
@@ -94,3 +94,11 @@ def test_the_digest_differs_for_another_order_or_number_of_classes_and_for_a_mis
     }
 
     assert len(digests) == 4
+
+
+@pytest.mark.parametrize("change", [{"classes": 3}, {"shards": [{"name": "a"}]}, {"surprise": 1}])
+def test_a_manifest_with_a_part_of_another_form_is_refused(change):
+    data = json.dumps(json.loads(MANIFEST.to_json()) | change).encode()
+
+    with pytest.raises(UserError, match="not a manifest"):
+        Manifest.from_json(data)

@@ -17,6 +17,7 @@ from PIL import Image
 from flatfix.data.manifest import Content, digest
 from flatfix.data.publish import publish, resolve
 from flatfix.data.sources.base import Record
+from flatfix.data.sources.csv import CsvSource
 from flatfix.data.sources.folder import FolderSource
 from flatfix.data.splits import SplitRule
 from flatfix.data.store import LocalStore
@@ -415,6 +416,18 @@ def test_a_version_that_is_not_held_and_has_no_source_is_refused_with_those_that
         obtain(store, None, version="v2", publish=True)
 
 
+def test_a_held_version_needs_neither_the_file_nor_the_root_that_it_was_published_from(source, store, tmp_path):
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\n" + "".join(f"{r.location},{r.label}\n" for r in source.records()))
+    held = obtain(store, CsvSource(table, source.root))
+    table.unlink()
+    shutil.rmtree(tmp_path / "pictures")
+
+    assert held.manifest.source["source.file"] == str(table)
+    assert obtain(store, CsvSource(table, source.root)).manifest == held.manifest
+    assert obtain(store, CsvSource("/moved.csv", "/moved")).manifest == held.manifest
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -443,7 +456,8 @@ def test_wrong_options_are_refused_before_anything_is_read(store):
 
 def test_the_rooms_that_serving_uses_do_not_load_torch():
     code = (
-        "import sys, flatfix.data.publish, flatfix.data.cache, flatfix.data.sources.elpv, flatfix.data.sources.folder\n"
+        "import sys, flatfix.data.publish, flatfix.data.cache\n"
+        "from flatfix.data.sources import annotations, cifar10, csv, elpv, folder, tires\n"
         "assert not {'torch', 'lightning', 'matplotlib', 'pandas'} & set(sys.modules)"
     )
 

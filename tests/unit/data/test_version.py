@@ -98,6 +98,15 @@ def test_a_damaged_manifest_is_named(store):
         open_version(store, "pets", "v2")
 
 
+def test_a_damaged_manifest_hides_no_other_version(store, capsys):
+    (store.root / "datasets/pets/v1/manifest.json").write_bytes(b'{"schema_version": 1, "shards": 3}')
+
+    assert [(m.name, m.version) for m in list_versions(store)] == [("pets", "v2"), ("tires", "2026-01")]
+    assert "datasets/pets/v1/manifest.json in file://" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"holds pets/v1, pets/v2, tires/2026-01\. Did you mean"):
+        open_version(store, "pets", "v3")
+
+
 @pytest.mark.parametrize("name", ["", "..", "a/b", "a b", ".hidden", "é"])
 def test_a_name_that_cannot_be_a_folder_everywhere_is_refused(tmp_path, name):
     with pytest.raises(UserError, match=r"dataset\.name="):

@@ -43,8 +43,9 @@ def test_statistics_come_from_the_data_unless_weights_are_loaded(tmp_path: Path)
         make_classifier("resnet18", normalise="weights")
 
 
-def test_a_frozen_backbone_neither_learns_nor_counts_statistics() -> None:
-    classifier = make_classifier()
+@pytest.mark.parametrize("name", MODELS)
+def test_a_frozen_backbone_neither_learns_nor_counts_statistics(name: str) -> None:
+    classifier = make_classifier(name)
     classifier.freeze_backbone()
     classifier.train()
     before = {name: value.clone() for name, value in classifier.backbone.state_dict().items()}
@@ -65,7 +66,10 @@ def test_a_spec_survives_plain_values() -> None:
     ("changes", "message"),
     [
         ({"name": "resnet81"}, r"model\.name=resnet81: unknown model\. Did you mean 'resnet"),
+        ({"name": "resnet18.a1_in2k"}, r"model\.name=resnet18\.a1_in2k: .*Did you mean 'resnet18\.a1_in1k'"),
         ({"options": {"depthh": 3}}, r"model\.options: cnn does not take them.*depthh"),
+        ({"name": "resnet18", "options": {"global_pool": "mean"}}, r"model\.options: resnet18 .*Invalid pool type"),
+        ({"name": "resnet18", "options": {"output_stride": 5}}, r"model\.options: resnet18 .*AssertionError"),
         ({"pretrained": True, "weights_file": Path("x")}, "choose one"),
         ({"pretrained": True}, r"model\.pretrained=true: timm has no weights of cnn"),
         ({"weights_file": Path("/nowhere.pth")}, r"model\.weights=/nowhere\.pth: no such file"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -51,12 +52,60 @@ def test_a_file_that_does_not_fit_changes_nothing_and_says_why(tmp_path: Path) -
     assert all(torch.equal(a, b) for a, b in zip(before, state_of(backbone), strict=True))
 
 
-@pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04 cut short"])
-def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "it begins with b'version https://git-lfs."),
+        (b"<!DOCTYPE html>\n<title>404</title>", r"it begins with b'<!DOCTYPE html>\\n"),
+        (b"PK\x03\x04 cut short", "damaged or cut short"),
+    ],
+)
+def test_an_unreadable_file_is_named_with_what_it_is_in_one_line(tmp_path: Path, content: bytes, reason: str) -> None:
     for name in ("w.pth", "w.safetensors"):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=r"model\.weights=.*cannot be read"):
+        with pytest.raises(UserError, match=rf"^model\.weights=.*cannot be read as weights: .*{reason}.*$"):
             load(create_backbone("cnn", {}), tmp_path / name)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_damaged_file_is_refused_in_one_line_wherever_the_damage_is(tmp_path: Path, is_zip: bool) -> None:
+    backbone = create_backbone("cnn", {"widths": (4,)})
+    torch.save(backbone.state_dict(), tmp_path / "w.pth", _use_new_zipfile_serialization=is_zip)
+    sound, draws = (tmp_path / "w.pth").read_bytes(), random.Random(0)
+    num_refused = 0
+    for number in range(100):
+        damaged = bytearray(sound[: draws.randrange(len(sound))] if number % 2 else sound)
+        for _ in range(10):
+            damaged[draws.randrange(len(damaged))] = draws.randrange(256)
+        (tmp_path / "w.pth").write_bytes(damaged)
+        try:
+            load(backbone, tmp_path / "w.pth")
+        except UserError as error:
+            num_refused += 1
+            assert "\n" not in str(error)
+    assert num_refused > 50
+
+
+def test_a_file_with_other_things_in_it_says_which(tmp_path: Path) -> None:
+    backbone = create_backbone("cnn", {})
+    for content, reason in (
+        (backbone, "it holds objects, which could run code"),
+        ([torch.zeros(1)], "holds a list, not a mapping of tensors"),
+        ({"epoch": 3, 1: torch.zeros(1)}, "24 of 24 tensors are missing"),
+    ):
+        torch.save(content, tmp_path / "w.pth")
+        with pytest.raises(UserError, match=rf"^model\.weights=.*{reason}"):
+            load(backbone, tmp_path / "w.pth")
+
+
+def test_the_statistics_of_another_framework_are_not_taken_for_ours(tmp_path: Path) -> None:
+    backbone = create_backbone("cnn", {})
+    for others in (None, {"mean": 0.5, "std": 0.5}):
+        torch.save({"state_dict": backbone.state_dict(), "hyper_parameters": others}, tmp_path / "w.ckpt")
+        loaded = load(backbone, tmp_path / "w.ckpt")
+        assert (loaded.mean, loaded.std) == (None, None)
 
 
 def test_tensors_of_one_shape_in_another_order_are_not_taken_for_each_other(tmp_path: Path) -> None:

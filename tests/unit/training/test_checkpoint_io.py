@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from flatfix.training.checkpoint_io import AtomicCheckpointIO
+from flatfix.inference.decision import Decision
+from flatfix.models.classifier import ClassifierSpec
+from flatfix.training.checkpoint_io import AtomicCheckpointIO, write_decision
+from tests.helpers.models import make_classifier
 
 
 def test_a_checkpoint_survives_the_round_trip_and_leaves_no_other_file(tmp_path: Path) -> None:
@@ -26,3 +29,13 @@ def test_a_failed_write_leaves_the_checkpoint_before_it(tmp_path: Path) -> None:
         AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(100), "bad": Unpicklable()}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert [each.name for each in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_decision_is_written_into_a_checkpoint_and_the_rest_stays(tmp_path: Path) -> None:
+    path, spec = tmp_path / "best.ckpt", make_classifier().spec
+    AtomicCheckpointIO().save_checkpoint({"hyper_parameters": spec.to_dict(), "weights": torch.arange(4)}, path)
+    decision = Decision(temperature=1.5, positive=1, threshold=0.25, review=(0.2, 0.4), rule="recall at least 0.95")
+    write_decision(path, decision)
+    content = torch.load(path, weights_only=True)
+    assert ClassifierSpec.from_dict(content["hyper_parameters"]).decision == decision
+    assert torch.equal(content["weights"], torch.arange(4))

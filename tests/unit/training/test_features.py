@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ def test_the_head_gives_the_same_logits_on_features_as_the_classifier_on_picture
     with torch.inference_mode():
         whole = classifier.eval()(torch.from_numpy(pictures().inputs)).logits
         torch.testing.assert_close(classifier.head(torch.from_numpy(cached.inputs)), whole)
+
+
+def test_labels_ids_and_soft_labels_stay_with_their_pictures(tmp_path: Path) -> None:
+    examples = replace(pictures(), targets=np.eye(3, dtype=np.float32)[pictures().labels])
+    cached = features(frozen(), tmp_path, examples=examples)
+    assert cached.targets is examples.targets
+    assert cached.labels is examples.labels
+    assert (cached.ids, cached.split) == (examples.ids, "train")
 
 
 def test_features_are_computed_once_and_again_for_whatever_they_depend_on(tmp_path: Path) -> None:

@@ -7,50 +7,21 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from flatfix.data.cache import Examples
-from flatfix.data.datamodule import Batch, ImageDataModule
+from flatfix.data.datamodule import Batch, ImageDataModule, generator
 from flatfix.errors import UserError
 from flatfix.models.classifier import load_checkpoint
 from flatfix.training import schedulers
-from flatfix.training.augment import Inspection
+from flatfix.training.augment import Cutmix, Dihedral, Inspection, Mixup
+from flatfix.training.losses import CrossEntropy, Focal, Loss, SoftTargets
 from flatfix.training.module import TrainingModule
+from tests.helpers.fit import Losses, Rates, fit
 from tests.helpers.models import MODELS, make_classifier, make_module
 
 GOLDEN_LOSSES = [1.1422, 1.0489, 1.0391, 0.8401, 1.0107]
-
-
-def examples(count: int, split: str, num_classes: int = 3) -> Examples:
-    rng = np.random.default_rng(len(split))
-    labels = np.arange(count, dtype=np.int64) % num_classes
-    pixels = rng.integers(0, 160, (count, 32, 32, 3)) + 30 * labels[:, None, None, None]
-    return Examples(pixels.astype(np.uint8), labels, [f"{split}-{number}" for number in range(count)], split)
-
-
-class Losses(L.Callback):
-    def __init__(self) -> None:
-        self.seen: list[float] = []
-
-    def on_train_batch_end(
-        self, trainer: object, pl_module: object, outputs: dict[str, torch.Tensor], *_: object
-    ) -> None:
-        self.seen.append(float(outputs["loss"]))
-
-
-def fit(module: TrainingModule, *callbacks: L.Callback, **options: object) -> L.Trainer:
-    splits = [examples(count, name) for name, count in (("train", 40), ("val", 12), ("test", 12))]
-    trainer = L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        callbacks=list(callbacks),
-        **{"max_epochs": 1, **options},  # type: ignore[arg-type]
-    )
-    trainer.fit(module, datamodule=ImageDataModule(*splits, batch_size=8, seed=0))
-    return trainer
 
 
 def test_five_steps_at_a_fixed_seed_give_the_golden_losses() -> None:
@@ -62,19 +33,98 @@ def test_five_steps_at_a_fixed_seed_give_the_golden_losses() -> None:
     assert losses.seen == pytest.approx(GOLDEN_LOSSES, abs=5e-5)
 
 
+def a_batch(targets: torch.Tensor | None = None) -> Batch:
+    images = torch.randint(0, 256, (8, 32, 32, 3), generator=torch.Generator().manual_seed(1))
+    return Batch(images.to(torch.uint8), torch.arange(8) % 3, torch.arange(8), targets)
+
+
+def step(module: TrainingModule, batch: Batch) -> torch.Tensor:
+    module.trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    return module.training_step(batch, 0)
+
+
 def test_a_step_draws_the_same_augmentation_whatever_was_drawn_before() -> None:
     def loss_of_a_step(noise: int) -> float:
         L.seed_everything(0, verbose=False)
         module = make_module(make_classifier(), augment=Inspection())
         torch.rand(noise)
-        images, labels = (
-            torch.randint(0, 256, (8, 32, 32, 3), generator=torch.Generator().manual_seed(1)),
-            torch.arange(8) % 3,
-        )
-        module.trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
-        return module.training_step(Batch(images.to(torch.uint8), labels, torch.arange(8)), 0).item()
+        return step(module, a_batch()).item()
 
     assert loss_of_a_step(noise=0) == loss_of_a_step(noise=1000)
+
+
+@pytest.mark.parametrize("augment", [Mixup(alpha=1.0, first=Dihedral()), Cutmix(alpha=1.0, first=Dihedral())])
+def test_a_mixed_picture_costs_the_losses_of_both_labels_by_their_shares(augment: Mixup | Cutmix) -> None:
+    module, batch = make_module(augment=augment, seed=7), a_batch()
+    mixing = augment.mix(batch.inputs, generator(7, 0, 0))
+    logits = module.classifier(mixing.images).logits
+    own = F.cross_entropy(logits, batch.labels, reduction="none")
+    other = F.cross_entropy(logits, batch.labels[mixing.partners], reduction="none")
+    expected = (mixing.shares * own + (1 - mixing.shares) * other).mean()
+    assert step(module, batch).item() == pytest.approx(expected.item(), rel=1e-5)
+
+    (counted,) = module.train_accumulator.labels
+    for row, share in enumerate(mixing.shares.tolist()):
+        assert counted[row] == batch.labels[row if share >= 0.5 else mixing.partners[row]]
+    assert (mixing.shares < 0.5).any() and (mixing.shares > 0.5).any()
+
+
+@pytest.mark.parametrize("loss", [Focal((1, 2, 3), class_weights="auto"), CrossEntropy((1, 1, 1), label_smoothing=0.1)])
+def test_every_loss_takes_mixed_pictures(loss: Loss) -> None:
+    value = step(make_module(augment=Mixup(alpha=0.2, first=Dihedral()), loss=loss), a_batch())
+    value.backward()
+    assert value.isfinite()
+
+
+def test_soft_targets_are_learnt_in_place_of_labels_and_are_mixed_like_them() -> None:
+    targets = torch.randn(8, 3, generator=torch.Generator().manual_seed(2)).softmax(1)
+    batch, loss = a_batch(targets), SoftTargets((1, 1, 1))
+    plain = make_module(loss=loss)
+    expected = F.cross_entropy(plain.classifier(batch.inputs).logits, targets)
+    assert step(plain, batch).item() == pytest.approx(expected.item(), rel=1e-5)
+
+    augment = Mixup(alpha=1.0, first=Dihedral())
+    module = make_module(loss=loss, augment=augment, seed=7)
+    mixing = augment.mix(batch.inputs, generator(7, 0, 0))
+    shares = mixing.shares[:, None]
+    mixed = shares * targets + (1 - shares) * targets[mixing.partners]
+    expected = F.cross_entropy(module.classifier(mixing.images).logits, mixed)
+    assert step(module, batch).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def fit_plateau(*callbacks: L.Callback, patience: int, lr: float, monitor: str, epochs: int) -> list[float]:
+    """Return the learning rate of each epoch in which the head alone learns 12 rows of noise, here train and val."""
+    L.seed_everything(0, verbose=False)
+    classifier = make_classifier()
+    classifier.freeze_backbone()
+    inputs = torch.randn(12, classifier.num_features).numpy()
+    rows = Examples(inputs, np.arange(12) % 3, [str(number) for number in range(12)], "train")
+    module = make_module(
+        classifier,
+        optimizer=partial(torch.optim.SGD, lr=lr),
+        scheduler=partial(schedulers.plateau, patience=patience),
+        monitor=monitor,
+    )
+    rates = Rates()
+    fit(module, rates, *callbacks, data=ImageDataModule(rows, rows, rows, batch_size=4, seed=0), max_epochs=epochs)
+    return rates.seen
+
+
+def test_plateau_lowers_the_rate_after_patience_epochs_without_progress() -> None:
+    seen = fit_plateau(patience=2, lr=1e-6, monitor="accuracy", epochs=6)
+    assert seen == pytest.approx([1e-6, 1e-6, 1e-6, 1e-7, 1e-7, 1e-8])
+
+
+def test_plateau_keeps_the_rate_while_the_monitored_metric_makes_progress() -> None:
+    assert fit_plateau(patience=1, lr=1e-3, monitor="loss", epochs=4) == [1e-3] * 4
+
+
+def test_the_checkpoint_of_an_epoch_knows_what_plateau_made_of_it(tmp_path: Path) -> None:
+    save = ModelCheckpoint(dirpath=tmp_path, filename="last", save_on_train_epoch_end=False)
+    fit_plateau(save, patience=2, lr=1e-6, monitor="accuracy", epochs=3)
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert state["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(1e-7)
+    assert state["lr_schedulers"][0]["last_epoch"] == 3
 
 
 def test_the_metrics_of_an_epoch_are_logged_under_their_keys() -> None:

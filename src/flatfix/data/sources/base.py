@@ -49,5 +49,8 @@ class Source(Protocol):
         ...
 
     def describe(self) -> dict[str, str | int | float | bool | None]:
-        """Return what determines the content, `kind` first; keys that end in `root` only say where it lies."""
+        """Return what determines the content, `kind` first; keys that end in `root` or `file` only say where it lies.
+
+        Nothing has to lie there: a version that is held is used long after its pictures have gone.
+        """
         ...

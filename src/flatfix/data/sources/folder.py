@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -69,18 +69,16 @@ class FolderSource:
             for name in _visible_folders(self._path / above):
                 label = unicodedata.normalize("NFC", name)
                 labels.add(label)
-                found += [(split, label, location) for location in _pictures(self._path, Path(above, name))]
+                found += [(split, label, location) for location in pictures(self._path, Path(above, name))]
         if empty := labels - {label for _, label, _ in found}:
             raise self._wrong(f"no picture in the class folder {', '.join(sorted(empty))}")
         if len(labels) < 2:
             raise self._wrong(f"a classifier needs at least two class folders, found {len(labels)}")
-        stems = Counter(os.path.splitext(location)[0] for _, _, location in found)
-        records = []
-        for split, label, location in found:
-            stem, extension = os.path.splitext(location)
-            id = stem if stems[stem] == 1 else location
-            records.append(Record(id, label, location, extension[1:].lower(), split))
-        return records
+        ids = ids_of([location for _, _, location in found])
+        return [
+            Record(id, label, location, extension_of(location)[1:], split)
+            for id, (split, label, location) in zip(ids, found, strict=True)
+        ]
 
     def _split_folders(self) -> list[tuple[str | None, str]]:
         """Return (split, folder below the root) of every folder that holds class folders."""
@@ -103,16 +101,34 @@ class FolderSource:
         )
 
 
+def ids_of(locations: Sequence[str]) -> list[str]:
+    """Return paths without the extension, or with it where two files differ in nothing else."""
+    stems = [os.path.splitext(location)[0] for location in locations]
+    counts = Counter(stems)
+    return [stem if counts[stem] == 1 else location for stem, location in zip(stems, locations, strict=True)]
+
+
+def extension_of(location: str) -> str:
+    """Return the extension in lower case, with the dot, as in `EXTENSIONS`."""
+    return os.path.splitext(location)[1].lower()
+
+
 def _visible_folders(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _pictures(root: Path, below: Path) -> Iterator[str]:
+def pictures(root: Path, below: Path) -> Iterator[str]:
     """Yield paths relative to `root`, in sorted order, through links to folders as well."""
     for parent, folders, files in os.walk(root / below, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _is_loop(parent, name))
         relative = Path(parent).relative_to(root).as_posix()
         for name in sorted(files):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
+            if not name.startswith(".") and extension_of(name) in EXTENSIONS:
                 yield f"{relative}/{name}"
+
+
+def _is_loop(parent: str, name: str) -> bool:
+    """Say whether a folder is a link to one that it lies in."""
+    path = Path(parent, name)
+    return path.is_symlink() and Path(parent).resolve().is_relative_to(path.resolve())

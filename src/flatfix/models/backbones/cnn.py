@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.models import register_model
 from torch import Tensor, nn
+
+from flatfix.models.registration import register_backbone
 
 
 class Cnn(nn.Module):
@@ -38,11 +39,7 @@ class Cnn(nn.Module):
         return features
 
 
-@register_model
-def cnn(pretrained: bool = False, **options: Any) -> Cnn:
-    """Build the small network; it has no published weights."""
-    if pretrained:
-        raise ValueError("cnn has no pretrained weights")
-    for name in ("num_classes", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
-        options.pop(name, None)
+@register_backbone
+def cnn(**options: Any) -> Cnn:
+    """Build the small network."""
     return Cnn(**options)

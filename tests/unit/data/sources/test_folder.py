@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from pathlib import Path
 
 import pytest
 
@@ -122,3 +123,9 @@ def test_a_missing_root_and_an_empty_class_are_named(tmp_path):
     (class_folders(tmp_path) / "bird").mkdir()
     with pytest.raises(UserError, match="no picture in the class folder bird"):
         FolderSource(tmp_path).records()
+
+
+def test_a_link_to_a_folder_above_is_not_followed(tmp_path: Path) -> None:
+    class_folders(tmp_path, num_pictures=2)
+    (tmp_path / "cat" / "loop").symlink_to(tmp_path)
+    assert len(FolderSource(tmp_path).records()) == 4

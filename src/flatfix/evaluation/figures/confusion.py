@@ -1,14 +1,10 @@
-"""The figures of an evaluation, drawn without pyplot, which would keep each of them in global state."""
+"""Which class was taken for which."""
 
 from __future__ import annotations
 
 import math
-import os
 import textwrap
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,6 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+from flatfix.evaluation.figures.style import FONT_SIZE, set_title
+from flatfix.evaluation.wording import shortened
 
 # With more classes than this a cell is too small to be read, and colour alone speaks.
 _MAX_WRITTEN_CLASSES = 20
@@ -49,29 +48,21 @@ def confusion_matrix(labels: NDArray[np.int64], predictions: NDArray[np.int64], 
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     image = axes.imshow(percentages, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=100))
+    _name_cells(axes, [_wrapped(name) if is_written else shortened(name, _NAME_WIDTH) for name in classes], cell)
+    axes.set_xlabel("Predicted class", fontsize=FONT_SIZE)
+    axes.set_ylabel("True class", fontsize=FONT_SIZE)
+    accuracy = 100 * np.trace(counts) / len(labels)
+    set_title(figure, f"Accuracy {accuracy:.1f} %, n = {len(labels):,}", y=1 + 0.1 / side, va="bottom")
     if is_written:
-        _write_cells(axes, counts, percentages, font_size=min(11, 13 * cell))
-    _name_cells(axes, [_wrapped(name) if is_written else _shortened(name) for name in classes], cell)
-    axes.set_xlabel("Predicted class")
-    axes.set_ylabel("True class")
-    axes.set_title(f"Accuracy {100 * np.trace(counts) / len(labels):.1f} %, n = {len(labels):,}")
-    figure.colorbar(
-        image,
-        cax=axes.inset_axes((1 + 0.15 / side, 0, 0.15 / side, 1)),
-        label="% of the true class",
-        ticks=[0, 1, 5, 10, 25, 50, 100],
-    )
+        _write_cells(axes, counts, percentages, font_size=min(11, 14 * cell))
+    else:
+        figure.colorbar(
+            image,
+            cax=axes.inset_axes((1 + 0.15 / side, 0, 0.15 / side, 1)),
+            label="% of the true class",
+            ticks=[0, 1, 5, 10, 25, 50, 100],
+        )
     return figure
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG; an existing file is replaced whole or not at all."""
-    with TemporaryDirectory(dir=path.parent, prefix=".") as scratch, warnings.catch_warnings():
-        # A class name in a script that the font lacks is drawn as boxes: nothing that the run could mend.
-        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
-        partial = Path(scratch, path.name)
-        figure.savefig(partial, format="png", bbox_inches="tight")
-        os.replace(partial, path)
 
 
 def _write_cells(axes: Axes, counts: NDArray[np.int64], percentages: NDArray[np.float64], *, font_size: float) -> None:
@@ -87,19 +78,12 @@ def _write_cells(axes: Axes, counts: NDArray[np.int64], percentages: NDArray[np.
 
 def _name_cells(axes: Axes, names: list[str], cell: float) -> None:
     step = math.ceil(len(names) / _MAX_NAMED_CLASSES)
-    ticks, shown, size = range(0, len(names), step), names[::step], min(9, 45 * cell)
+    ticks, shown, size = range(0, len(names), step), names[::step], min(FONT_SIZE, 58 * cell * step)
     longest = max(len(line) for name in names for line in name.split("\n"))
     is_wider_than_cell = longest * 0.008 * size > 0.9 * cell  # a character is about 0.008 inches a point wide
-    # Names are text, not formulas: a "$" in one must not start TeX.
-    axes.set_yticks(ticks, shown, fontsize=size, parse_math=False)
-    axes.set_xticks(ticks, shown, fontsize=size, parse_math=False, rotation=90 if is_wider_than_cell else 0)
+    axes.set_yticks(ticks, shown, fontsize=size)
+    axes.set_xticks(ticks, shown, fontsize=size, rotation=90 if is_wider_than_cell else 0)
 
 
 def _wrapped(name: str) -> str:
     return "\n".join(textwrap.wrap(name, _NAME_WIDTH, max_lines=3, placeholder=" …"))
-
-
-def _shortened(name: str) -> str:
-    """Cut the middle out of a long name: its beginning and its end tell it from its neighbours."""
-    half = (_NAME_WIDTH - 1) // 2
-    return name if len(name) <= _NAME_WIDTH else f"{name[:half]}…{name[-half:]}"

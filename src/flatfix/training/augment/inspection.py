@@ -1,38 +1,17 @@
-"""Augmentation of whole batches on the device, with parameters drawn for each picture of its own.
-
-Every class maps `[N, H, W, 3] uint8` to the same shape and type. Parameters come from a CPU generator, so that the same
-seed gives the same pictures on every device; only `[N]` numbers travel.
-"""
+"""The augmentation for parts on an inspection line."""
 
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from flatfix.errors import UserError
+from flatfix.training.augment.base import flip, per_picture, toss
 
-
-class Augment(Protocol):
-    """Vary a batch of pictures."""
-
-    changes_pictures: bool
-
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        """Return varied copies of `[N, H, W, 3] uint8` pictures."""
-
-
-class Identity:
-    """Leave the pictures as they are."""
-
-    changes_pictures = False
-
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        """Return `images`."""
-        return images
+PIECE = 2**20  # values
 
 
 class Inspection:
@@ -76,14 +55,21 @@ class Inspection:
         angles = self.radians * _uniform(count, generator)
         factors = [1 + size * _uniform(count, generator) for size in self.light]
         for axis, flips in enumerate(self.flips, start=1):
-            coins = torch.rand(count, generator=generator) < 0.5
+            coins = toss(count, generator)
             if flips:
-                images = torch.where(_per_picture(coins, images), images.flip(axis), images)
+                images = flip(images, axis, coins)
+        # In pieces: on a CPU, the floats of a whole batch of large pictures outgrow the caches and what malloc keeps.
+        size = max(1, PIECE // images[0].numel())
+        pieces = zip(*(numbers.split(size) for numbers in (images, angles, *factors)), strict=True)
+        return torch.cat([self._turn_and_light(*piece) for piece in pieces]).permute(0, 2, 3, 1)
+
+    def _turn_and_light(self, images: Tensor, angles: Tensor, *factors: Tensor) -> Tensor:
+        """Return `[N, 3, H, W] uint8`."""
         pixels = images.permute(0, 3, 1, 2).float()
         if self.radians:
             pixels = rotate(pixels, angles.to(images.device))
-        pixels = vary_light(pixels, *(_per_picture(factor, images) for factor in factors))
-        return pixels.round_().to(torch.uint8).permute(0, 2, 3, 1)
+        pixels = vary_light(pixels, *(per_picture(factor, images) for factor in factors))
+        return pixels.round_().to(torch.uint8)
 
 
 def rotate(pixels: Tensor, radians: Tensor) -> Tensor:
@@ -94,7 +80,9 @@ def rotate(pixels: Tensor, radians: Tensor) -> Tensor:
         [cos, -sin * height / width, zero, sin * width / height, cos, zero],
         dim=1,
     ).view(-1, 2, 3)
-    grid = F.affine_grid(matrix, list(pixels.shape), align_corners=False)
+    # affine_grid multiplies matrices: in the 16 bits of autocast, places would be off by pixels.
+    with torch.autocast(pixels.device.type, enabled=False):
+        grid = F.affine_grid(matrix, list(pixels.shape), align_corners=False)
     rotated: Tensor = F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
     return rotated
 
@@ -116,7 +104,3 @@ def _grey(pixels: Tensor) -> Tensor:
 def _uniform(count: int, generator: Generator) -> Tensor:
     """Draw `[count]` numbers from -1 to 1."""
     return 2 * torch.rand(count, generator=generator) - 1
-
-
-def _per_picture(values: Tensor, images: Tensor) -> Tensor:
-    return values.view(-1, 1, 1, 1).to(images.device)

@@ -1,63 +1,20 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-import yaml
-from torch import Generator, Tensor
+from torch import Generator
 from torchvision.transforms.v2 import functional as reference
 
-from flatfix.config.instantiate import build
 from flatfix.errors import UserError
-from flatfix.training.augment import Augment, Inspection, rotate, vary_light
-from tests.helpers.compose import CONF
-
-PRESETS = sorted(path.stem for path in (CONF / "augment").glob("[!_]*.yaml"))
-
-
-def preset(name: str) -> Augment:
-    return build(yaml.safe_load(Path(CONF / "augment" / f"{name}.yaml").read_text(encoding="utf-8")), "augment")
-
-
-def pictures(count: int = 8, size: int = 24) -> Tensor:
-    smooth = torch.rand(count, 3, 6, 6, generator=Generator().manual_seed(0)) * 255
-    grown = torch.nn.functional.interpolate(smooth, size=(size, size), mode="bilinear")
-    return grown.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-def drawn(augment: Augment, images: Tensor, seed: int) -> Tensor:
-    return augment(images, Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_keeps_shape_and_type_and_its_input(name: str) -> None:
-    images = pictures()
-    before = images.clone()
-    varied = drawn(preset(name), images, 1)
-    assert (varied.shape, varied.dtype) == (images.shape, torch.uint8)
-    assert torch.equal(images, before)
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_draws_the_same_for_the_same_seed_and_says_whether_it_changes_pictures(name: str) -> None:
-    augment, images = preset(name), pictures()
-    assert torch.equal(drawn(augment, images, 1), drawn(augment, images, 1))
-    assert augment.changes_pictures == (not torch.equal(drawn(augment, images, 1), images))
-    assert augment.changes_pictures == (not torch.equal(drawn(augment, images, 1), drawn(augment, images, 2)))
-
-
-@pytest.mark.parametrize("name", [name for name in PRESETS if name != "none"])
-def test_every_picture_of_a_batch_gets_parameters_of_its_own(name: str) -> None:
-    same = pictures(1).expand(32, -1, -1, -1).contiguous()
-    varied = drawn(preset(name), same, 3)
-    assert len({picture.numpy().tobytes() for picture in varied}) == 32
+from flatfix.training.augment import Inspection
+from flatfix.training.augment.inspection import rotate, vary_light
+from tests.helpers.draws import copies, drawn, pictures
 
 
 def test_flips_happen_to_half_of_the_pictures_each_way_independently() -> None:
     still = {"rotation_degrees": 0.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
     image = pictures(1)
-    varied = drawn(Inspection(**still), image.expand(4000, -1, -1, -1).contiguous(), 5)
+    varied = drawn(Inspection(**still), copies(image, 4000), 5)
     kinds = [image, image.flip(1), image.flip(2), image.flip(1, 2)]
     shares = [(varied == kind).flatten(1).all(1).float().mean().item() for kind in kinds]
     assert sum(shares) == pytest.approx(1)

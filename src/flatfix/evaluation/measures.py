@@ -1,0 +1,65 @@
+"""Every number of one evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from flatfix.evaluation.answers import Answers
+from flatfix.evaluation.calibration import expected_calibration_error
+from flatfix.evaluation.intervals import bootstrap, proportion_interval
+from flatfix.evaluation.metrics import compute
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """What answers are worth; metrics by the keys of `METRICS`, of the classes as decided.
+
+    Attributes:
+        test: metrics of the test split.
+        intervals: 95 % interval of each of them.
+        validation: metrics of the validation split, which chose the decision.
+        calibration_error: expected calibration error on test before and after calibration.
+    """
+
+    test: dict[str, float]
+    intervals: dict[str, Interval]
+    validation: dict[str, float]
+    calibration_error: tuple[float, float]
+
+
+def measure(test: Answers, validation: Answers) -> Measures:
+    """Measure the answers to both splits.
+
+    Raises:
+        UserError: if a split has no pictures, or the positive class does not fit the number of classes.
+        ValueError: if the arrays do not fit together.
+    """
+    positive = test.decision.positive
+    return Measures(
+        test=compute(test.labels, test.calibrated, positive, test.predictions),
+        validation=compute(validation.labels, validation.calibrated, positive, validation.predictions),
+        intervals=_intervals(test),
+        calibration_error=(
+            expected_calibration_error(test.labels, test.probabilities, positive),
+            expected_calibration_error(test.labels, test.calibrated, positive),
+        ),
+    )
+
+
+def _intervals(test: Answers) -> dict[str, Interval]:
+    """Return the bootstrap's intervals, and Wilson's for a share that is the same in every resample."""
+    positive, is_right = test.decision.positive, test.is_right
+    intervals = bootstrap(test.labels, test.calibrated, positive, test.predictions)
+    trials = {"accuracy": is_right}
+    if positive is not None:
+        trials["recall"] = is_right[test.labels == positive]
+        trials["precision"] = is_right[test.predictions == positive]
+    for metric, outcomes in trials.items():
+        low, high = intervals[metric]
+        if low == high:
+            intervals[metric] = proportion_interval(int(np.count_nonzero(outcomes)), len(outcomes))
+    return intervals

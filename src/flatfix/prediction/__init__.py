@@ -1,0 +1,1 @@
+"""Prediction: what a trained classifier says of pictures without labels, as a table."""

@@ -1,0 +1,156 @@
+"""A real S3 server (SeaweedFS, from PyPI) on the loopback interface, to start, kill and start again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sysconfig
+from contextlib import ExitStack, suppress
+from functools import cache, cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pytest
+from boto3.session import Session
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from flatfix.data import s3
+from tests.helpers.mlflow_server import wait_until
+
+START_TIMEOUT_S = 60  # 3 s on a quiet machine
+STOP_TIMEOUT_S = 20
+SERVERS = ("master", "volume", "filer", "s3")  # one process runs them all
+PORTS = tuple(f"{server}.port{kind}" for server in SERVERS for kind in ("", ".grpc"))
+
+
+class S3Server:
+    """`weed server -s3` over `folder`, with one bucket; as a context manager it is running inside and gone outside.
+
+    Two users exist: `owner` may do everything, `lister` may list but not read.
+    """
+
+    def __init__(self, folder: Path, bucket: str = "pictures") -> None:
+        self.folder = folder
+        self.bucket = bucket
+        self._ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+        self.endpoint = f"http://127.0.0.1:{self._ports['s3.port']}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def become(self, user: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Make Flatfix, here and in processes that the test starts, talk to this server as the user."""
+        use_aws(
+            monkeypatch,
+            AWS_ENDPOINT_URL=self.endpoint,
+            AWS_ACCESS_KEY_ID=user,
+            AWS_SECRET_ACCESS_KEY=f"secret of {user}",
+        )
+
+    @cached_property
+    def client(self) -> Any:
+        """A boto3 client of the owner."""
+        return Session().client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id="owner",
+            aws_secret_access_key="secret of owner",
+            config=Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 1}),
+        )
+
+    def put(self, key: str, content: bytes) -> str:
+        """Store an object in the bucket and return its address."""
+        self.client.put_object(Bucket=self.bucket, Key=key, Body=content)
+        return f"s3://{self.bucket}/{key}"
+
+    def start(self) -> None:
+        """Start the server, on the same ports and data each time, and wait until its bucket can be written to."""
+        assert self._process is None, "runs already"
+        (self.folder / "data").mkdir(parents=True, exist_ok=True)
+        users = self.folder / "users.json"
+        users.write_text(json.dumps({"identities": [_user("owner", "Admin"), _user("lister", "List")]}))
+        weed = shutil.which("weed", path=sysconfig.get_path("scripts"))
+        assert weed, "not installed: make setup"
+        command = [weed, f"-logdir={self.folder}", "server", f"-dir={self.folder / 'data'}", "-filer", "-s3"]
+        command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={users}"]
+        command += [f"-{option}={port}" for option, port in self._ports.items()]
+        command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
+        # A single master needs no election, and no 15 s of warm-up when it starts again.
+        command += ["-master.peers=none", "-master.resumeState=false"]
+        command += ["-master.volumeSizeLimitMB=64", "-volume.max=100", "-volume.minFreeSpace=0"]
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            wait_until(self._takes_objects_or_died, START_TIMEOUT_S, self.endpoint)
+            assert self._process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
+        except BaseException:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """End the server in the middle of whatever it does; a gentle end takes 15 s, in which it waits for itself."""
+        assert self._process is not None, "does not run"
+        with suppress(ProcessLookupError):  # it may have died by itself
+            self._process.send_signal(signal.SIGKILL)
+        self._process.wait(timeout=STOP_TIMEOUT_S)
+        self._process = None
+        for port in self._ports.values():
+            for left_behind in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                left_behind.unlink()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the server has been started and not ended."""
+        return self._process is not None
+
+    def __enter__(self) -> S3Server:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.is_running:
+            self.kill()
+
+    def _takes_objects_or_died(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            return True
+        try:
+            with suppress(self.client.exceptions.BucketAlreadyExists, self.client.exceptions.BucketAlreadyOwnedByYou):
+                self.client.create_bucket(Bucket=self.bucket)
+            self.put("is it ready?", b"yes")
+            self.client.delete_object(Bucket=self.bucket, Key="is it ready?")
+        except (BotoCoreError, ClientError):
+            return False
+        return True
+
+
+def use_aws(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    """Set these variables of the AWS tools for a test, and no others, whatever the developer has in `~/.aws`."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    nowhere = dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
+    for name, value in {**nowhere, "AWS_EC2_METADATA_DISABLED": "true", **variables}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(s3, "client", cache(s3.client.__wrapped__))  # for the test alone
+
+
+def free_ports(count: int) -> list[int]:
+    """Return different ports that nothing listens on."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def _user(name: str, action: str) -> dict[str, Any]:
+    credentials = {"accessKey": name, "secretKey": f"secret of {name}"}
+    return {"name": name, "credentials": [credentials], "actions": [action]}
