@@ -73,7 +73,10 @@ def test_unreadable_pictures_are_named_and_end_with_1_and_wrong_usage_with_2(run
     assert "Traceback" not in refused.stderr
 
 
-def test_ctrl_c_ends_with_75_and_leaves_the_output_of_before(run_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_prediction_ends_with_75_and_leaves_the_output_of_before(
+    run_folder: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     class_folders(tmp_path / "new", num_pictures=1)
     (tmp_path / "list.txt").write_text("new/cat/000.png\n" * 1_000_000, encoding="utf-8")  # some minutes
     (tmp_path / "out").mkdir()
@@ -93,12 +96,12 @@ def test_ctrl_c_ends_with_75_and_leaves_the_output_of_before(run_folder: Path, t
             60,
             "the first rows",
         )
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, complaint = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()
     assert process.returncode == 75, complaint
-    assert complaint == ""
+    assert complaint == "interrupted\n"
     assert (tmp_path / "out/all.csv").read_text(encoding="utf-8") == "of yesterday"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["all.csv"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,7 +14,12 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, ConfigCompositionException, MissingConfigException
+from hydra.errors import (
+    CompactHydraException,
+    ConfigCompositionException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import DictConfig, OmegaConf
 
 import flatfix
@@ -62,6 +68,8 @@ def entry_point(
         @functools.wraps(task)
         def main() -> NoReturn:
             resolvers.register()
+            # SIGTERM is to clear away what is half-written, as Ctrl-C does; training handles both itself.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             # Hydra reports errors itself and exits with 1 unless this is set; we report them, with our exit codes.
             os.environ["HYDRA_FULL_ERROR"] = "1"
             try:
@@ -76,6 +84,8 @@ def entry_point(
             except ValueError as error:
                 sys.exit(_refuse(f"{' '.join(sys.argv[1:])}: {error}") if _is_from_hydra(error) else _crash())
             except KeyboardInterrupt:
+                if ended is not ExitCode.INTERRUPTED:
+                    complain("interrupted")
                 sys.exit(ExitCode.INTERRUPTED)
             except Exception:
                 sys.exit(_crash())
@@ -92,6 +102,10 @@ def explain(error: CompactHydraException, name: str, conf: Path, schema: Schema)
         group, _, choice = error.missing_cfg_file.rpartition("/")
         choices = [option for option in error.options if not option.startswith("_")]
         return f"{group}={choice}: no such choice. Valid: {', '.join(choices)}.{did_you_mean(choice, choices)}"
+    if isinstance(error, OverrideParseException):
+        name, _, value = error.override.partition("=")
+        fix = f"Quote it for the shell and for Hydra: '{name}=\"{value}\"'"
+        return f"{error.override}: has a character that Hydra keeps for itself. {fix}"
     key = str(getattr(error.__cause__, "full_key", None) or "")
     if any(isinstance(rule, Free) and key.startswith(f"{free}.") for free, rule in schema.items()):
         return f"{key}: not set yet. Add it with a plus: +{key}=value"

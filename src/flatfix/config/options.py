@@ -23,7 +23,9 @@ DATASET: Schema = {
         ("flatfix.data.sources.",), "where a version that the store lacks is published from", optional=True
     ),
     "dataset.source.root": Option(str, "folder of the pictures; class folders where no file names the classes"),
-    "dataset.source.file": Option(str, "annotations (JSON) or table (CSV) that names the pictures and their classes"),
+    "dataset.source.file": Option(
+        str, "annotations (JSON) or table (CSV; targets in the alphabetical order of the classes) of the pictures"
+    ),
     "dataset.source.download": Option(bool, "download the pictures where the folder lacks them"),
     "dataset.source.num_pictures": Option(int, "pictures to draw", low=2),
     "dataset.source.size": Option(int, "pixels a side of a drawn picture", low=32),

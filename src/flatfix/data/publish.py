@@ -19,7 +19,7 @@ from flatfix.console import say
 from flatfix.data.manifest import Colour, Content, Manifest, Scalar, Shard, digest
 from flatfix.data.sources.base import Record, Source
 from flatfix.data.splits import SPLITS, SplitRule, assign, rank, tally
-from flatfix.data.staging import Row, stage
+from flatfix.data.staging import Row, Staged, stage
 from flatfix.data.store import Store, StoreConflictError
 from flatfix.data.version import (
     INDEX_NAME,
@@ -82,7 +82,7 @@ def publish(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             shards=tuple(_shard(folder / shard) for shard in staged.shard_names),
             index_sha256=file_sha256(folder / INDEX_NAME),
-            findings=_findings(staged.unreadable, splits),
+            findings=_findings(staged, splits, source.classes),
         )
         return _commit(store, manifest, folder)
 
@@ -133,13 +133,13 @@ def _with_final_ids(records: Sequence[Record]) -> list[Record]:
     """Make ids fit for the name of a tar member, and unique whatever the order of the records.
 
     Dots go, because WebDataset takes all after the first for the extension. Unicode is composed, because some file
-    systems compose what others decompose.
+    systems compose what others decompose. An id that is fit as it stands is nobody else's.
     """
+    fit = {record.id: _fit_id(record.id) for record in records}
     taken: set[str] = set()
     renamed = []
-    for record in sorted(records, key=lambda record: (record.id, record.location)):
-        text = unicodedata.normalize("NFC", record.id).strip("/")
-        id = stem = "".join("_" if char == "." or not char.isprintable() else char for char in text)
+    for record in sorted(records, key=lambda record: (record.id != fit[record.id], record.id, record.location)):
+        id = stem = fit[record.id]
         number = 1
         while id in taken:
             number += 1
@@ -147,6 +147,11 @@ def _with_final_ids(records: Sequence[Record]) -> list[Record]:
         taken.add(id)
         renamed.append(replace(record, id=id))
     return renamed
+
+
+def _fit_id(id: str) -> str:
+    text = unicodedata.normalize("NFC", id).strip("/")
+    return "".join("_" if char == "." or not char.isprintable() else char for char in text)
 
 
 def _configuration(source: Source, rule: SplitRule, on_bad_image: str) -> dict[str, Scalar]:
@@ -190,14 +195,16 @@ def _content(row: Row) -> Content:
     return Content(row["id"], row["split"], row["label"], target, row["group"], row["sha256"])
 
 
-def _findings(unreadable: Sequence[str], splits: dict[str, dict[str, int]]) -> tuple[str, ...]:
+def _findings(staged: Staged, splits: dict[str, dict[str, int]], classes: Sequence[str]) -> tuple[str, ...]:
     empty = [
         f"no picture of class {label} in {split}"
         for split, counts in splits.items()
         for label, count in counts.items()
         if count == 0 and any(counts.values())
     ]
-    return (*empty, *(f"skipped {file}" for file in unreadable))
+    odd = [row["id"] for row in staged.rows if row["target"] and classes[int(np.argmax(row["target"]))] != row["label"]]
+    named = f"{len(odd)} targets are highest for another class than the label, such as that of {odd[0]}" if odd else ""
+    return (*empty, *([named] if named else []), *(f"skipped {file}" for file in staged.unreadable))
 
 
 def _mean_and_std(levels: NDArray[np.float64]) -> tuple[Colour, Colour]:

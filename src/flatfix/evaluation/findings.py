@@ -68,8 +68,12 @@ def summary(test: Answers) -> list[str]:
     if test.decision.review:
         num_caught = _count(test.needs_review & is_wrong)
         sentences.append(
-            f"A person would see {counted(_count(test.needs_review), 'picture')}, and {num_caught:,} of the "
-            f"{counted(_count(is_wrong), 'mistake')} in them."
+            f"A person would see {counted(_count(test.needs_review), 'picture')}"
+            + (
+                f", and {num_caught:,} of the {counted(_count(is_wrong), 'mistake')} in them."
+                if is_wrong.any()
+                else "."
+            )
         )
     return sentences
 

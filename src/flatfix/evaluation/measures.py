@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ class Measures:
 
     Attributes:
         test: metrics of the test split.
-        intervals: 95 % interval of each of them.
+        intervals: 95 % interval of each of them; nan where no resample differs and there is no other way to tell.
         validation: metrics of the validation split, which chose the decision.
         calibration_error: expected calibration error on test before and after calibration.
     """
@@ -51,15 +52,19 @@ def measure(test: Answers, validation: Answers) -> Measures:
 
 
 def _intervals(test: Answers) -> dict[str, Interval]:
-    """Return the bootstrap's intervals, and Wilson's for a share that is the same in every resample."""
+    """Return the bootstrap's intervals; where they have no width, Wilson's of a share, and none of another metric."""
     positive, is_right = test.decision.positive, test.is_right
     intervals = bootstrap(test.labels, test.calibrated, positive, test.predictions)
     trials = {"accuracy": is_right}
     if positive is not None:
         trials["recall"] = is_right[test.labels == positive]
         trials["precision"] = is_right[test.predictions == positive]
-    for metric, outcomes in trials.items():
-        low, high = intervals[metric]
+    for metric, (low, high) in intervals.items():
         if low == high:
-            intervals[metric] = proportion_interval(int(np.count_nonzero(outcomes)), len(outcomes))
+            outcomes = trials.get(metric)
+            intervals[metric] = (
+                (math.nan, math.nan)
+                if outcomes is None
+                else proportion_interval(int(np.count_nonzero(outcomes)), len(outcomes))
+            )
     return intervals

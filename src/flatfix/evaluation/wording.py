@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def percent(share: float) -> str:
@@ -13,6 +14,14 @@ def percent(share: float) -> str:
 def counted(number: int, noun: str) -> str:
     """Write a number of things: `1 picture`, `2,000 pictures`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def told_apart(names: Sequence[str], width: int = 24) -> list[str]:
+    """Cut the middle out of long names; where that makes two of them alike, all begin with their number."""
+    cut = [shortened(name, width) for name in names]
+    if len(set(cut)) == len(names):
+        return cut
+    return [shortened(f"{number} {name}", width) for number, name in enumerate(names)]
 
 
 def shortened(name: str, width: int = 24) -> str:

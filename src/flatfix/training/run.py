@@ -68,6 +68,9 @@ def train(cfg: Config) -> RunResult:
         with interruptible():
             version = _open_dataset(cfg, plan)
             positive = _positive_index(cfg, version.manifest.classes)
+            plan.loss(
+                tuple(version.manifest.splits["train"].values())
+            )  # class weights are refused before the run begins
             run = _start(cfg, version, experiment_id)
             log_facts(run, cfg, version.manifest)
             result = _train(cfg, plan, version, positive, run)

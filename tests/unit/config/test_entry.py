@@ -33,6 +33,7 @@ def run(tmp_path: Path, entry: str, *words: str) -> subprocess.CompletedProcess[
         ("dataset=folder", ["dataset.name: needs a value", "dataset.source.root: needs a value"]),
         ("store.uri=", ["store.uri: is empty"]),
         ("seed=[", ["seed=["]),
+        ("dataset.name=ä", ["""'dataset.name="ä"'"""]),
         ("model=null", ["model=null"]),
         ("tracking.tags.line=7", ["tracking.tags.line", "+tracking.tags.line=value"]),
         ("experment=tires", ["experment: no such option", "Did you mean 'experiment'"]),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -462,3 +463,22 @@ def test_the_rooms_that_serving_uses_do_not_load_torch():
     )
 
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, check=True)
+
+
+def test_an_id_that_is_fit_as_it_stands_is_not_given_to_another_picture(store):
+    few = [Record(id, label, id, "png") for id, label in (("a.b/1", "cat"), ("a_b/1", "dog"), ("c/1", "cat"))]
+    freeze(MemorySource([*few, *records(20)]), store)
+    label_of = {row["id"]: row["label"] for row in open_version(store, "pets", "v1").index().to_pylist()}
+    assert (label_of["a_b/1"], label_of["a_b/1~2"]) == ("dog", "cat")
+
+
+def test_targets_that_contradict_their_labels_are_a_finding(store):
+    some = [
+        replace(record, target=(0.9, 0.1) if record.label == "cat" or number < 4 else (0.2, 0.8))
+        for number, record in enumerate(records())
+    ]
+    (finding,) = freeze(MemorySource(some), store).findings
+    # Pictures 1 and 3 are dogs; which of them is named follows the order of the shards.
+    assert re.fullmatch(
+        r"2 targets are highest for another class than the label, such as that of picture-000[13]", finding
+    )

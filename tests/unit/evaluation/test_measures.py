@@ -33,6 +33,7 @@ def test_a_share_without_an_exception_still_has_an_interval() -> None:
     intervals = measure(test, test).intervals
     assert intervals["accuracy"] == proportion_interval(50, 50)
     assert intervals["recall"] == intervals["precision"] == proportion_interval(20, 20)
+    assert all(map(math.isnan, (*intervals["f1"], *intervals["auroc"])))  # of these nobody can tell
 
 
 def test_what_is_undefined_is_nan() -> None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from flatfix.evaluation.wording import counted, percent, shortened
+from flatfix.evaluation.wording import counted, percent, shortened, told_apart
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,11 @@ def test_long_names_keep_their_beginning_and_end() -> None:
     assert shortened("Plantae Tracheophyta Magnoliopsida Rosales species 007") == "Plantae Tra…species 007"
     assert shortened("x" * 24) == "x" * 24
     assert len(shortened("x" * 25)) <= 24
+
+
+def test_long_names_stay_different_ones_when_they_are_cut():
+    names = [f"class number {number:02d} with a rather long name" for number in range(40)]
+    cut = told_apart(names)
+    assert len(set(cut)) == 40
+    assert max(map(len, cut)) <= 24
+    assert told_apart(["cat", "dog"]) == ["cat", "dog"]

@@ -89,4 +89,4 @@ def _target(cell: str) -> tuple[float, ...] | None:
     try:
         return tuple(map(float, cell.split())) or None
     except ValueError as error:
-        raise ValueError(f"the target {cell} is not numbers with spaces between") from error
+        raise ValueError(f"the target {cell} is not numbers with spaces between, such as 0.3 0.7") from error

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from flatfix.evaluation.figures.style import FONT_SIZE, set_title
-from flatfix.evaluation.wording import shortened
+from flatfix.evaluation.wording import told_apart
 
 # With more classes than this a cell is too small to be read, and colour alone speaks.
 _MAX_WRITTEN_CLASSES = 20
@@ -48,7 +48,7 @@ def confusion_matrix(labels: NDArray[np.int64], predictions: NDArray[np.int64], 
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     image = axes.imshow(percentages, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=100))
-    _name_cells(axes, [_wrapped(name) if is_written else shortened(name, _NAME_WIDTH) for name in classes], cell)
+    _name_cells(axes, [_wrapped(name) for name in classes] if is_written else told_apart(classes, _NAME_WIDTH), cell)
     axes.set_xlabel("Predicted class", fontsize=FONT_SIZE)
     axes.set_ylabel("True class", fontsize=FONT_SIZE)
     accuracy = 100 * np.trace(counts) / len(labels)

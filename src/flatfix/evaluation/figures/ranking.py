@@ -24,7 +24,7 @@ from flatfix.evaluation.figures.style import (
     VERMILLION,
     stacked,
 )
-from flatfix.evaluation.wording import percent, shortened
+from flatfix.evaluation.wording import percent, told_apart
 
 _HEIGHT = 4.8
 _WORST_COLOURS = (VERMILLION, ORANGE, PURPLE, GREEN)  # as many classes are named
@@ -129,7 +129,7 @@ def _title(measure: str, values: Mapping[int, float], answers: Answers) -> str:
     if not values:
         return f"{measure} is undefined: all pictures are of one class"
     worst = min(values, key=lambda index: values[index])
-    name = shortened(answers.classes[worst])
+    name = told_apart(answers.classes)[worst]
     if answers.decision.positive is not None:
         return f"{measure} of {name}: {values[worst]:.3f}"
     mean = sum(values.values()) / len(values)
@@ -145,8 +145,9 @@ def _draw_classes(
     worst = sorted(values, key=lambda index: values[index])[: len(_WORST_COLOURS)]
     for number, index in enumerate(index for index in rows if index not in worst):
         axes.plot(_GRID, rows[index], color="#BBBBBB", linewidth=0.6, label="other classes" if number == 0 else None)
+    names = told_apart(classes)
     for colour, index in zip(_WORST_COLOURS, worst, strict=False):
-        label = f"{values[index]:.3f} {shortened(classes[index])}"  # matplotlib leaves out what begins with "_"
+        label = f"{values[index]:.3f} {names[index]}"  # matplotlib leaves out what begins with "_"
         axes.plot(_GRID, rows[index], color=colour, linewidth=1.5, label=label)
     axes.plot(_GRID, np.mean(list(rows.values()), axis=0), color=BLUE, linewidth=2.5, label="mean over classes")
 
@@ -172,4 +173,6 @@ def _finish(axes: Axes, x_label: str, y_label: str) -> None:
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.02)
     handles, names = axes.get_legend_handles_labels()
-    axes.figure.legend(handles, names, loc="outside lower center", ncols=2, **LEGEND)
+    axes.figure.legend(
+        handles, names, loc="outside lower center", ncols=2 if max(map(len, names), default=0) < 24 else 1, **LEGEND
+    )
