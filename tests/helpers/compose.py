@@ -11,6 +11,19 @@ from flatfix.config.schema import validate
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
+# A whole run in about a second.
+TINY = (
+    "dataset=tires",
+    "dataset.source.num_pictures=160",
+    "dataset.source.size=32",
+    "dataset.image_size=32",
+    "dataset.batch_size=16",
+    "trainer.max_epochs=2",
+    "trainer.precision=32",
+    "tracking.system_metrics=false",
+    "report=false",
+    "model=cnn",
+)
 
 
 def compose_train(output: Path, *overrides: str) -> dict[str, Any]:

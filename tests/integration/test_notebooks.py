@@ -14,22 +14,11 @@ from flatfix.data.publish import publish
 from flatfix.data.splits import SplitRule
 from flatfix.data.store import LocalStore
 from flatfix.training.run import train
-from tests.helpers.compose import ROOT, compose_train
+from tests.helpers.compose import ROOT, TINY, compose_train
 from tests.helpers.images import MemorySource, records
 from tests.helpers.mlflow_db import fresh_database
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-TINY = [
-    "dataset=tires",
-    "dataset.source.num_pictures=160",
-    "dataset.source.size=32",
-    "dataset.image_size=32",
-    "dataset.batch_size=16",
-    "trainer.max_epochs=2",
-    "trainer.precision=32",
-    "tracking.system_metrics=false",
-    "model=cnn",
-]
 Execute = Callable[[str, Path], NotebookNode]
 
 
@@ -94,7 +83,9 @@ def test_the_dataset_notebook_finds_groups_and_duplicates(execute: Execute, tmp_
 def test_the_runs_notebook_compares_two_runs_on_the_same_pictures(execute: Execute, tmp_path: Path) -> None:
     fresh_database(tmp_path)
     runs = [
-        train(compose_train(tmp_path, *TINY, f"optimizer={name}", f"paths.run={tmp_path / 'runs' / name}"))
+        train(
+            compose_train(tmp_path, *TINY, "report=true", f"optimizer={name}", f"paths.run={tmp_path / 'runs' / name}")
+        )
         for name in ("adamw", "sgd")
     ]
     notebook = execute("02_compare_runs.ipynb", tmp_path)
@@ -112,7 +103,7 @@ def test_the_runs_notebook_compares_two_runs_on_the_same_pictures(execute: Execu
 @pytest.mark.slow
 def test_the_runs_notebook_works_with_one_run(execute: Execute, tmp_path: Path) -> None:
     fresh_database(tmp_path)
-    run = train(compose_train(tmp_path, *TINY))
+    run = train(compose_train(tmp_path, *TINY, "report=true"))
     notebook = execute("02_compare_runs.ipynb", tmp_path)
     assert run.run_id[:4] in said(notebook, "runs")
     assert "one run" in said(notebook, "settings")

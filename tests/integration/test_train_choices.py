@@ -17,37 +17,10 @@ from flatfix.models.classifier import load_checkpoint
 from flatfix.training.module import TrainingModule
 from flatfix.training.result import RunResult
 from flatfix.training.run import train
-from tests.helpers.compose import CONF, compose_train
+from tests.helpers.compose import CONF, TINY, compose_train
 from tests.helpers.mlflow_db import fresh_database
 
-TINY = [
-    "dataset=tires",
-    "dataset.source.num_pictures=160",
-    "dataset.source.size=32",
-    "dataset.image_size=32",
-    "dataset.batch_size=16",
-    "trainer.max_epochs=2",
-    "trainer.precision=32",
-    "tracking.system_metrics=false",
-    "report=false",
-    "model=cnn",
-]
 Train = Callable[..., RunResult]
-
-
-@pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("output")
-    fresh_database(folder)
-    return folder
-
-
-@pytest.fixture
-def run_tiny(output: Path, tmp_path: Path) -> Train:
-    def run(*overrides: str, name: str = "run") -> RunResult:
-        return train(compose_train(output, *TINY, f"paths.run={tmp_path / name}", *overrides))
-
-    return run
 
 
 def choices(group: str) -> list[str]:

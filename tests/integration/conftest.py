@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from flatfix.training.result import RunResult
+from flatfix.training.run import train
+from tests.helpers.compose import TINY, compose_train
+from tests.helpers.mlflow_db import fresh_database
+
+Train = Callable[..., RunResult]
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store, cache and MLflow for the runs of a module, whose folders are their own."""
+    folder = tmp_path_factory.mktemp("output")
+    fresh_database(folder)
+    return folder
+
+
+@pytest.fixture
+def run_tiny(output: Path, tmp_path: Path) -> Train:
+    def run(*overrides: str, name: str = "run") -> RunResult:
+        return train(compose_train(output, *TINY, f"paths.run={tmp_path / name}", *overrides))
+
+    return run
+
+
+@pytest.fixture
+def client(output: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{output / 'mlflow.db'}")
