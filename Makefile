@@ -20,15 +20,18 @@ UNLESS_EMPTY := || [ $$? -eq 5 ]
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-service test-slow test-all lint format docs bench constraints clean
+.PHONY: help setup train s3 test test-service test-slow test-all lint format docs bench constraints clean
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(VENV)/.has-$(TEST) ## Make .venv with all that training and the tests need
 
 train: $(VENV)/.has-$(TRAIN) ## Train on the demonstration pictures (ARGS="model=cnn trainer.max_epochs=5")
 	$(PY) train.py $(ARGS)
+
+s3: $(VENV)/.has-$(TEST) ## Run a small S3 server for development, with its files in outputs/s3, until Ctrl-C
+	@$(PY) -m tests.helpers.s3_server
 
 # Each process has one thread (tests/conftest.py). The slow tier runs alone and may have all cores.
 test: lint ## Run lint, then the default tests in parallel (ARGS="-k data")

@@ -8,7 +8,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import sysconfig
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from functools import cache, cached_property
 from pathlib import Path
@@ -26,6 +28,7 @@ from tests.helpers.mlflow_server import wait_until
 START_TIMEOUT_S = 60  # 3 s on a quiet machine
 STOP_TIMEOUT_S = 20
 SERVERS = ("master", "volume", "filer", "s3")  # one process runs them all
+DEVELOPMENT_PORTS = range(8327, 8335)  # S3 on 8333, as SeaweedFS has it by itself
 PORTS = tuple(f"{server}.port{kind}" for server in SERVERS for kind in ("", ".grpc"))
 
 
@@ -35,10 +38,10 @@ class S3Server:
     Two users exist: `owner` may do everything, `lister` may list but not read.
     """
 
-    def __init__(self, folder: Path, bucket: str = "pictures") -> None:
+    def __init__(self, folder: Path, bucket: str = "pictures", ports: Sequence[int] | None = None) -> None:
         self.folder = folder
         self.bucket = bucket
-        self._ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+        self._ports = dict(zip(PORTS, ports or free_ports(len(PORTS)), strict=True))
         self.endpoint = f"http://127.0.0.1:{self._ports['s3.port']}"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -103,6 +106,11 @@ class S3Server:
             for left_behind in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                 left_behind.unlink()
 
+    def wait(self) -> None:
+        """Return when the server ends."""
+        assert self._process is not None, "does not run"
+        self._process.wait()
+
     @property
     def is_running(self) -> bool:
         """Whether the server has been started and not ended."""
@@ -154,3 +162,20 @@ def free_ports(count: int) -> list[int]:
 def _user(name: str, action: str) -> dict[str, Any]:
     credentials = {"accessKey": name, "secretKey": f"secret of {name}"}
     return {"name": name, "credentials": [credentials], "actions": [action]}
+
+
+def main() -> None:
+    """Run a server for development on the same port and data each time, until Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    folder = Path("outputs/s3").absolute()
+    with suppress(KeyboardInterrupt), S3Server(folder, "lake", DEVELOPMENT_PORTS) as server:
+        print(f"An S3 server with the bucket {server.bucket}; its files: {folder}. In another terminal:\n")
+        print(f"export AWS_ENDPOINT_URL={server.endpoint}")
+        print("export AWS_ACCESS_KEY_ID=owner AWS_SECRET_ACCESS_KEY='secret of owner'")
+        print(f"{sys.executable} publish.py dataset=tires store=s3 store.uri=s3://{server.bucket}/vision\n")
+        print("Ctrl-C ends it.", flush=True)
+        server.wait()
+
+
+if __name__ == "__main__":
+    main()

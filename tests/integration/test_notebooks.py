@@ -69,6 +69,7 @@ def test_the_dataset_notebook_finds_groups_and_duplicates(execute: Execute, tmp_
         name="zoo",
         version="v1",
         rule=SplitRule(groups="stratify"),
+        allow_duplicates=True,
     )
     notebook = execute("01_dataset.ipynb", tmp_path)
     assert "zoo" in said(notebook, "versions")

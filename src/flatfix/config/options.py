@@ -13,7 +13,9 @@ PATHS: Schema = {
 }
 
 STORE: Schema = {
-    "store.uri": Option(str, "folder that holds the dataset versions"),
+    "store.uri": Option(str, "where the dataset versions are: a folder, or s3://bucket/prefix"),
+    "store.endpoint_url": Option(str, "address of the S3 server (null: AWS_ENDPOINT_URL, or AWS)", optional=True),
+    "store.region": Option(str, "region of the bucket (null: as AWS_REGION or the profile says)", optional=True),
 }
 
 DATASET: Schema = {
@@ -31,7 +33,12 @@ DATASET: Schema = {
     "dataset.source.size": Option(int, "pixels a side of a drawn picture", low=32),
     "dataset.source.seed": Option(int, "seed of the drawn pictures", low=0),
     "dataset.publish": Option(bool, "publish a version that the store lacks (null: only a local store)", optional=True),
+    "dataset.offline": Option(bool, "use what the cache holds of an S3 store, and never the network"),
+    "dataset.cache_gigabytes": Option(
+        float, "most that files fetched from S3 may take on this machine (null: no limit)", above=0, optional=True
+    ),
     "dataset.on_bad_image": Option(str, "what publishing does with an unreadable file", choices=("error", "skip")),
+    "dataset.allow_duplicates": Option(bool, "publish copies of a picture that lie in different splits"),
     "dataset.split.val_fraction": Option(float, "part drawn for validation", above=0, below=1),
     "dataset.split.test_fraction": Option(float, "part drawn for test", above=0, below=1),
     "dataset.split.seed": Option(int, "seed of the drawn split", low=0),
@@ -195,7 +202,11 @@ PREDICT: Schema = {
 }
 
 PUBLISH: Schema = {
-    "action": Option(str, "what to do", choices=("publish", "list")),
+    "action": Option(str, "what to do", choices=("publish", "list", "show", "verify", "diff", "pull", "derive")),
+    "against": Option(str, "diff: the version to compare with", optional=True),
+    "to": Option(str, "pull: folder for the pictures, new or empty", optional=True),
+    "from": Option(str, "derive: the version to begin with", optional=True),
+    "labels": Option(str, "derive: table (CSV) of what to relabel, remove or add", optional=True),
     "shard_megabytes": Option(int, "largest size of a shard", low=1),
     **DATASET,
     **TRAINING_DATA,

@@ -26,6 +26,12 @@ class Content(NamedTuple):
     group: str | None
     sha256: str
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Content:
+        """Take what counts from a row of the index."""
+        target = None if row["target"] is None else tuple(map(float, row["target"]))
+        return cls(row["id"], row["split"], row["label"], target, row["group"], row["sha256"])
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -74,20 +80,24 @@ class Manifest:
         return sum(self.splits[split].values())
 
     def to_json(self) -> bytes:
-        """Write the manifest as indented JSON."""
-        return (json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n").encode()
+        """Write the manifest as indented JSON, and last the sha256 of what stands before."""
+        values = asdict(self)
+        return _json({**values, "sha256": hashlib.sha256(_json(values)).hexdigest()})
 
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:
         """Read a manifest.
 
         Raises:
-            UserError: for another schema version, or for something that is not a manifest.
+            UserError: for another schema version, or for something that is not a manifest or was altered.
         """
         try:
             values: dict[str, Any] = json.loads(data)
             found = values["schema_version"]
             if found == SCHEMA_VERSION:
+                # Manifests of before Flatfix kept versions in S3 have no sha256.
+                if values.pop("sha256", None) not in (None, hashlib.sha256(_json(values)).hexdigest()):
+                    raise ValueError("its sha256 differs")
                 values["shards"] = [Shard(**shard) for shard in values["shards"]]
                 for name in ("classes", "mean", "std", "shards", "findings"):
                     values[name] = tuple(values[name])
@@ -98,6 +108,10 @@ class Manifest:
             f"a manifest of schema version {found}, where this Flatfix reads {SCHEMA_VERSION}: "
             "use the Flatfix that published it, or publish the dataset again as a new version."
         )
+
+
+def _json(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def digest(classes: Iterable[str], contents: Iterable[Content]) -> str:

@@ -16,17 +16,18 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from flatfix.console import say
+from flatfix.data.blobs import file_sha256
+from flatfix.data.findings import findings, near_duplicates, refuse_copies_across_splits
 from flatfix.data.manifest import Colour, Content, Manifest, Scalar, Shard, digest
 from flatfix.data.sources.base import Record, Source
 from flatfix.data.splits import SPLITS, SplitRule, assign, rank, tally
-from flatfix.data.staging import Row, Staged, stage
+from flatfix.data.staging import stage
 from flatfix.data.store import Store, StoreConflictError
 from flatfix.data.version import (
     INDEX_NAME,
     INDEX_SCHEMA,
     MANIFEST_NAME,
     DatasetVersion,
-    file_sha256,
     is_held,
     not_held,
     open_version,
@@ -46,7 +47,9 @@ def publish(
     version: str,
     rule: SplitRule,
     on_bad_image: str = "error",
+    allow_duplicates: bool = False,
     shard_bytes: int = 256 << 20,
+    parent: str | None = None,
 ) -> Manifest:
     """Write every picture of the source into the store as one version, and return its manifest.
 
@@ -55,8 +58,9 @@ def publish(
     exists with the same digest is left as it is.
 
     Raises:
-        UserError: for unreadable pictures unless `on_bad_image` is `skip`, and for a version that exists with other
-            content. In both cases the store is as it was.
+        UserError: for unreadable pictures unless `on_bad_image` is `skip`, for copies of a picture in more than one
+            split unless `allow_duplicates`, and for a version that exists with other content. The store is then as
+            it was.
     """
     one_of("dataset.on_bad_image", on_bad_image, ON_BAD_IMAGE)
     version_key(name, version)  # a wrong name is known now, not after the reading
@@ -67,13 +71,15 @@ def publish(
             raise _unreadable(staged.unreadable)
         if not staged.levels.any():
             raise UserError(f"dataset.source: no readable train picture for {name}/{version}.")
+        if not allow_duplicates:
+            refuse_copies_across_splits(staged.rows)
         pq.write_table(pa.Table.from_pylist(staged.rows, schema=INDEX_SCHEMA), folder / INDEX_NAME)
         splits = tally(((row["split"], row["label"]) for row in staged.rows), source.classes)
         mean, std = _mean_and_std(staged.levels)
         manifest = Manifest(
             name=name,
             version=version,
-            digest=digest(source.classes, (_content(row) for row in staged.rows)),
+            digest=digest(source.classes, map(Content.of, staged.rows)),
             classes=source.classes,
             splits=splits,
             mean=mean,
@@ -82,7 +88,12 @@ def publish(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             shards=tuple(_shard(folder / shard) for shard in staged.shard_names),
             index_sha256=file_sha256(folder / INDEX_NAME),
-            findings=_findings(staged, splits, source.classes),
+            findings=(
+                *findings(staged.rows, splits, source.classes, keeps_groups=rule.groups == "keep"),
+                *near_duplicates(staged.rows, staged.hashes),
+                *(f"skipped {file}" for file in staged.unreadable),
+            ),
+            parent=parent,
         )
         return _commit(store, manifest, folder)
 
@@ -99,6 +110,7 @@ def resolve(
     publish: bool | None,
     rule: SplitRule,
     on_bad_image: str,
+    allow_duplicates: bool = False,
 ) -> DatasetVersion:
     """Return the version that a run names, publishing it first where that is allowed.
 
@@ -118,7 +130,15 @@ def resolve(
         raise not_held(store, name, version, "Name one that it holds, or a dataset with a source to publish from.")
     if not (store.is_local if publish is None else publish):
         raise not_held(store, name, version, "Set dataset.publish=true to publish it from the configured source.")
-    _freeze(source, store, name=name, version=version, rule=rule, on_bad_image=on_bad_image)
+    _freeze(
+        source,
+        store,
+        name=name,
+        version=version,
+        rule=rule,
+        on_bad_image=on_bad_image,
+        allow_duplicates=allow_duplicates,
+    )
     return open_version(store, name, version)
 
 
@@ -188,23 +208,6 @@ def _unreadable(files: Sequence[str]) -> UserError:
         f"dataset.source: {len(files)} unreadable pictures, nothing was published:{enumerated(files)}\n"
         "Repair or remove them, or set dataset.on_bad_image=skip to leave them out."
     )
-
-
-def _content(row: Row) -> Content:
-    target = None if row["target"] is None else tuple(map(float, row["target"]))
-    return Content(row["id"], row["split"], row["label"], target, row["group"], row["sha256"])
-
-
-def _findings(staged: Staged, splits: dict[str, dict[str, int]], classes: Sequence[str]) -> tuple[str, ...]:
-    empty = [
-        f"no picture of class {label} in {split}"
-        for split, counts in splits.items()
-        for label, count in counts.items()
-        if count == 0 and any(counts.values())
-    ]
-    odd = [row["id"] for row in staged.rows if row["target"] and classes[int(np.argmax(row["target"]))] != row["label"]]
-    named = f"{len(odd)} targets are highest for another class than the label, such as that of {odd[0]}" if odd else ""
-    return (*empty, *([named] if named else []), *(f"skipped {file}" for file in staged.unreadable))
 
 
 def _mean_and_std(levels: NDArray[np.float64]) -> tuple[Colour, Colour]:

@@ -60,6 +60,12 @@ class ShardWriter:
         return self._open_files.enter_context(tarfile.open(fileobj=file, mode="w"))
 
 
+def extensions(path: Path) -> dict[int, str]:
+    """Return the extension, without the dot, of what begins at each offset of a shard."""
+    with tarfile.open(path) as tar:
+        return {member.offset_data: member.name.partition(".")[2] for member in tar}
+
+
 def _append(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     """Append a member and return the offset of its bytes."""
     member = tarfile.TarInfo(name)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from flatfix.console import progress
 from flatfix.data.ahead import map_ahead
+from flatfix.data.likeness import difference_hash
 from flatfix.data.shards import ShardWriter
 from flatfix.data.sources.base import Record, Source
 from flatfix.inference.decode import UnreadableImageError, decode
@@ -32,12 +33,14 @@ class Staged:
         unreadable: location and reason of every picture left out, sorted.
         levels: `[3, 256]`, how often each level of red, green and blue occurs in the train pictures, where every
             picture adds 1 to each channel.
+        hashes: `[N, 2]`, see `likeness.difference_hash`, for each of `rows`.
     """
 
     rows: list[Row]
     shard_names: list[str]
     unreadable: list[str]
     levels: NDArray[np.float64]
+    hashes: NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class _Picture:
     width: int
     height: int
     levels: NDArray[np.float64]
+    hash: NDArray[np.uint64]
 
 
 def stage(source: Source, records: Sequence[Record], folder: Path, shard_bytes: int) -> Staged:
@@ -55,6 +59,7 @@ def stage(source: Source, records: Sequence[Record], folder: Path, shard_bytes: 
     rows: list[Row] = []
     unreadable: list[str] = []
     levels = np.zeros((3, 256))
+    hashes = bytearray()
     with ShardWriter(folder, shard_bytes) as shards, progress("Publishing", len(records)) as advance:
         for picture in map_ahead(partial(_examine, source), records, AHEAD):
             advance(1)
@@ -65,9 +70,10 @@ def stage(source: Source, records: Sequence[Record], folder: Path, shard_bytes: 
             row |= shards.add(picture.record, picture.data)._asdict()
             row |= {name: getattr(picture, name) for name in ("width", "height", "sha256")}
             rows.append(row)
+            hashes += picture.hash.tobytes()
             if picture.record.split == "train":
                 levels += picture.levels
-    return Staged(rows, shards.names, sorted(unreadable), levels)
+    return Staged(rows, shards.names, sorted(unreadable), levels, np.frombuffer(hashes, np.uint64).reshape(-1, 2))
 
 
 def _examine(source: Source, record: Record) -> _Picture | str:
@@ -81,4 +87,12 @@ def _examine(source: Source, record: Record) -> _Picture | str:
         return f"{record.location}: {error.strerror or error}"
     height, width, channels = pixels.shape
     levels = [np.bincount(pixels[..., channel].ravel(), minlength=256) for channel in range(channels)]
-    return _Picture(record, data, hashlib.sha256(data).hexdigest(), width, height, np.array(levels) / (height * width))
+    return _Picture(
+        record,
+        data,
+        hashlib.sha256(data).hexdigest(),
+        width,
+        height,
+        np.array(levels) / (height * width),
+        difference_hash(pixels),
+    )

@@ -1,16 +1,17 @@
-"""Where dataset versions are kept: a folder now, object storage behind the same few verbs."""
+"""Where dataset versions are kept: a folder, or object storage behind the same few verbs."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
+from flatfix.data.blobs import Blobs, DamagedFileError, file_sha256
 from flatfix.errors import UserError
 from flatfix.files import replacing
 
@@ -19,6 +20,26 @@ Keys = list[str]  # inside a class with a method `list`, the name means the meth
 
 class StoreConflictError(Exception):
     """Report that a key that had to be new is already taken."""
+
+
+def open_store(
+    options: Mapping[str, Any], cache: str | Path, *, gigabytes: float | None = None, is_offline: bool = False
+) -> Store:
+    """Return the store that the options name: those of `store=s3` have an `endpoint_url`.
+
+    What is fetched over a network is kept in the folder `cache`, the files of at most that many gigabytes. Offline, a
+    store that is not of this machine is what that folder holds of it.
+
+    Raises:
+        UserError: for an address that is none.
+    """
+    if "endpoint_url" not in options:
+        return LocalStore(options["uri"])
+    # These import boto3, which takes half a second.
+    from flatfix.data.s3 import OfflineS3Store, S3Store
+
+    blobs = Blobs(Path(cache) / "blobs", None if gigabytes is None else int(gigabytes * 1e9))
+    return (OfflineS3Store if is_offline else S3Store)(**options, blobs=blobs)
 
 
 class Store(Protocol):
@@ -42,8 +63,13 @@ class Store(Protocol):
         """Return the content; FileNotFoundError where there is none."""
         ...
 
-    def path(self, key: str) -> Path:
-        """Return a local file with the content, fetched if need be; FileNotFoundError where there is none."""
+    def fetch(self, key: str, sha256: str) -> Path:
+        """Return a local file with the content, which has that sha256.
+
+        Raises:
+            FileNotFoundError: where there is none.
+            DamagedFileError: where the content is another.
+        """
         ...
 
     def list(self, prefix: str) -> Keys:
@@ -51,7 +77,10 @@ class Store(Protocol):
         ...
 
     def lock(self, prefix: str) -> AbstractContextManager[None]:
-        """Keep other publishers from the keys below the prefix until the context ends, or this process does."""
+        """Keep other publishers from the keys below the prefix until the context ends, or this process does.
+
+        Advisory: where a store cannot, an exclusive put decides.
+        """
         ...
 
     def put_file(self, key: str, path: Path) -> None:
@@ -74,7 +103,9 @@ class LocalStore:
     def __init__(self, uri: str | Path) -> None:
         scheme, _, path, _, _ = urlsplit(str(uri))
         if scheme not in ("", "file"):
-            raise UserError(f"store.uri={uri}: not a folder. Valid: a path, or file:///path.")
+            raise UserError(
+                f"store.uri={uri}: not a folder. Valid: a path, or file:///path; s3://bucket/prefix with store=s3."
+            )
         self.root = Path(unquote(path) if scheme else uri).expanduser().absolute()
 
     @property
@@ -90,10 +121,10 @@ class LocalStore:
         """Return the file's content."""
         return (self.root / key).read_bytes()
 
-    def path(self, key: str) -> Path:
-        """Return the file itself."""
-        if not self.exists(key):
-            raise FileNotFoundError(self.root / key)
+    def fetch(self, key: str, sha256: str) -> Path:
+        """Return the file itself, once its content is found to be that."""
+        if file_sha256(self.root / key) != sha256:
+            raise DamagedFileError
         return self.root / key
 
     def list(self, prefix: str) -> Keys:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flatfix.console import complain
+from flatfix.data.blobs import DamagedFileError
 from flatfix.data.manifest import Manifest
 from flatfix.data.store import Store
 from flatfix.errors import UserError, did_you_mean
@@ -44,7 +44,7 @@ class DatasetVersion:
 
     manifest: Manifest
     store: Store
-    _verified: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    _verified: dict[str, Path] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def index(self) -> pa.Table:
         """Return one row for each picture, see `INDEX_SCHEMA`.
@@ -63,28 +63,22 @@ class DatasetVersion:
         return self._file(name, next(shard.sha256 for shard in self.manifest.shards if shard.name == name))
 
     def _file(self, name: str, sha256: str) -> Path:
+        if name in self._verified and self._verified[name].exists():  # a cache may have let go of it
+            return self._verified[name]
         key = f"{version_key(self.manifest.name, self.manifest.version)}/{name}"
         try:
-            path = self.store.path(key)
+            self._verified[name] = self.store.fetch(key, sha256)
         except FileNotFoundError as error:
             raise self._damaged(key, "is missing") from error
-        if name not in self._verified:
-            if file_sha256(path) != sha256:
-                raise self._damaged(key, "is not what was published: its sha256 differs from the manifest's")
-            self._verified.add(name)
-        return path
+        except DamagedFileError as error:
+            raise self._damaged(key, "is not what was published: its sha256 differs from the manifest's") from error
+        return self._verified[name]
 
     def _damaged(self, key: str, what: str) -> DamagedVersionError:
         return DamagedVersionError(
             f"dataset.version={self.manifest.version}: {key} in {self.store.uri} {what}. "
             "Restore the file from a backup, or publish the source again as another version."
         )
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def version_key(name: str, version: str) -> str:

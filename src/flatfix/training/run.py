@@ -22,7 +22,7 @@ from flatfix.data.cache import Examples, counts, decoded, sample
 from flatfix.data.datamodule import ImageDataModule, generator
 from flatfix.data.publish import resolve
 from flatfix.data.splits import SPLITS
-from flatfix.data.store import LocalStore
+from flatfix.data.store import open_store
 from flatfix.data.version import DatasetVersion, is_held
 from flatfix.errors import UserError, one_of
 from flatfix.evaluation import threshold
@@ -86,7 +86,10 @@ def train(cfg: Config) -> RunResult:
 
 
 def _open_dataset(cfg: Config, plan: Plan) -> DatasetVersion:
-    dataset, store = cfg["dataset"], LocalStore(cfg["store"]["uri"])
+    dataset = cfg["dataset"]
+    store = open_store(
+        cfg["store"], cfg["paths"]["cache"], gigabytes=dataset["cache_gigabytes"], is_offline=dataset["offline"]
+    )
     if plan.source and not is_held(store, dataset["name"], dataset["version"]):
         _positive_index(cfg, plan.source.classes)  # known now, not after the publishing
     version = resolve(
@@ -97,6 +100,7 @@ def _open_dataset(cfg: Config, plan: Plan) -> DatasetVersion:
         publish=dataset["publish"],
         rule=plan.rule,
         on_bad_image=dataset["on_bad_image"],
+        allow_duplicates=dataset["allow_duplicates"],
     )
     manifest = version.manifest
     num_pictures = {split: sum(of_class.values()) for split, of_class in counts(version, plan.fold).items()}

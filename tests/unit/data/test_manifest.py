@@ -98,7 +98,29 @@ def test_the_digest_differs_for_another_order_or_number_of_classes_and_for_a_mis
 
 @pytest.mark.parametrize("change", [{"classes": 3}, {"shards": [{"name": "a"}]}, {"surprise": 1}])
 def test_a_manifest_with_a_part_of_another_form_is_refused(change):
-    data = json.dumps(json.loads(MANIFEST.to_json()) | change).encode()
+    values = json.loads(MANIFEST.to_json()) | change
+    del values["sha256"]
 
     with pytest.raises(UserError, match="not a manifest"):
-        Manifest.from_json(data)
+        Manifest.from_json(json.dumps(values).encode())
+
+
+def test_a_flipped_bit_anywhere_in_a_manifest_is_found_or_changes_nothing():
+    data = MANIFEST.to_json()
+    num_found = 0
+    for position in range(len(data)):
+        altered = bytearray(data)
+        altered[position] ^= 1
+        try:
+            assert Manifest.from_json(bytes(altered)) == MANIFEST
+        except UserError:
+            num_found += 1
+
+    assert num_found > 0.8 * len(data) - data.count(b" ")
+
+
+def test_a_manifest_without_a_sha256_is_read():
+    values = json.loads(MANIFEST.to_json())
+    del values["sha256"]
+
+    assert Manifest.from_json(json.dumps(values).encode()) == MANIFEST

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import threading
+from hashlib import sha256
 
 import pytest
 
-from flatfix.data.store import LocalStore, StoreConflictError
+from flatfix.data.blobs import DamagedFileError
+from flatfix.data.store import LocalStore, StoreConflictError, open_store
 from flatfix.errors import UserError
 
 
@@ -16,7 +18,7 @@ def test_what_is_put_is_read_back(tmp_path):
     store.put_file("a/two", tmp_path / "file")
 
     assert store.read("a/b/one") == b"1"
-    assert store.path("a/two").read_bytes() == b"from a file"
+    assert store.fetch("a/two", sha256(b"from a file").hexdigest()) == store.root / "a/two"
     assert (tmp_path / "file").exists()
     assert store.exists("a/two") and not store.exists("a/b") and not store.exists("a/three")
 
@@ -83,7 +85,7 @@ def test_a_store_that_does_not_exist_is_empty_and_is_not_made_by_looking(tmp_pat
     with pytest.raises(FileNotFoundError):
         store.read("key")
     with pytest.raises(FileNotFoundError):
-        store.path("key")
+        store.fetch("key", sha256(b"").hexdigest())
     assert not (tmp_path / "none").exists()
 
 
@@ -98,5 +100,13 @@ def test_a_folder_and_its_file_address_are_the_same_store(tmp_path):
 
 
 def test_another_kind_of_address_is_refused():
-    with pytest.raises(UserError, match=r"store\.uri=s3://bucket/key"):
-        LocalStore("s3://bucket/key")
+    with pytest.raises(UserError, match=r"store\.uri=s3://bucket/key.* with store=s3"):
+        open_store({"uri": "s3://bucket/key"}, "cache")
+
+
+def test_a_file_with_another_content_is_not_handed_out(tmp_path):
+    store = LocalStore(tmp_path)
+    store.put_bytes("key", b"onf")
+
+    with pytest.raises(DamagedFileError):
+        store.fetch("key", sha256(b"one").hexdigest())

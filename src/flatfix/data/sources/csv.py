@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 from flatfix.data.sources.folder import SPLIT_FOLDERS
@@ -32,50 +32,67 @@ class CsvSource(ListedSource):
 
     def rows(self, text: str, faults: Faults) -> Iterator[Row]:
         """Yield the rows whose cells can be read."""
-        lines = self._lines(text)
-        _, first = next(lines, (1, []))
-        header = [name.strip().lower() for name in first]
-        self._check(header)
-        for number, cells in lines:
-            if len(cells) != len(header):
-                faults.add(number, f"has {len(cells)} cells, where the first line has {len(header)}")
-                continue
-            cell = dict(zip(header, map(str.strip, cells), strict=True))
+        for number, cell in table_rows(text, COLUMNS, REQUIRED, faults, self.wrong):
             try:
-                split, target = _split(cell.get("split", "")), _target(cell.get("target", ""))
+                split, target = _split(cell["split"]), _target(cell["target"])
             except ValueError as error:
                 faults.add(number, str(error))
             else:
-                yield Row(number, cell["path"], cell["label"], split, cell.get("group") or None, target)
+                yield Row(number, cell["path"], cell["label"], split, cell["group"] or None, target)
 
-    def _lines(self, text: str) -> Iterator[tuple[int, list[str]]]:
-        """Yield every row that is not blank, and the number of its first line."""
-        first_line = text.partition("\n")[0]
-        delimiter = max(DELIMITERS, key=first_line.count)
-        reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True, strict=True)
-        begin = 1
-        try:
-            for cells in reader:
-                if cells:
-                    yield begin, cells
-                begin = reader.line_num + 1
-        except csv.Error as error:
-            raise self.wrong(f"line {begin}: {error}.") from error
 
-    def _check(self, header: list[str]) -> None:
-        """Refuse a header that lacks a column, or that has one nearly: what it holds would be ignored."""
-        for name in REQUIRED:
-            if name not in header:
-                raise self._wrong_header(f"the first line has no column {name}.{did_you_mean(name, header)}")
-        for name in header:
-            if header.count(name) > 1:
-                raise self._wrong_header(f"the first line names the column {name!r} twice.")
-            near = did_you_mean(name, set(COLUMNS) - set(header))
-            if name not in COLUMNS and near:
-                raise self._wrong_header(f"the first line has a column {name}.{near} Rename it, whatever it holds.")
+def table_rows(
+    text: str, columns: Sequence[str], required: Sequence[str], faults: Faults, wrong: Callable[[str], UserError]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the number of the line where each row begins, and its cells: an empty one for a column that is not there.
 
-    def _wrong_header(self, what: str) -> UserError:
-        return self.wrong(f"{what} Columns: {', '.join(REQUIRED)}; optional: {', '.join(COLUMNS[len(REQUIRED) :])}.")
+    Rows of another length than the first line are faults.
+
+    Raises:
+        UserError: made by `wrong`, for text that is no table, and for a first line without a required column or with
+            one of nearly the name of a column, whose cells would be ignored.
+    """
+    lines = _lines(text, wrong)
+    _, first = next(lines, (1, []))
+    header = [name.strip().lower() for name in first]
+    if what := _fault(header, columns, required):
+        optional = [name for name in columns if name not in required]
+        raise wrong(f"{what} Columns: {', '.join(required)}; optional: {', '.join(optional)}.")
+    for number, cells in lines:
+        if len(cells) != len(header):
+            faults.add(number, f"has {len(cells)} cells, where the first line has {len(header)}")
+            continue
+        named = dict(zip(header, map(str.strip, cells), strict=True))
+        yield number, {name: named.get(name, "") for name in columns}
+
+
+def _lines(text: str, wrong: Callable[[str], UserError]) -> Iterator[tuple[int, list[str]]]:
+    """Yield every row that is not blank, and the number of its first line."""
+    first_line = text.partition("\n")[0]
+    delimiter = max(DELIMITERS, key=first_line.count)
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True, strict=True)
+    begin = 1
+    try:
+        for cells in reader:
+            if cells:
+                yield begin, cells
+            begin = reader.line_num + 1
+    except csv.Error as error:
+        raise wrong(f"line {begin}: {error}.") from error
+
+
+def _fault(header: Sequence[str], columns: Sequence[str], required: Sequence[str]) -> str | None:
+    """Return what is wrong with a first line: a column missing, there twice, or nearly there."""
+    for name in required:
+        if name not in header:
+            return f"the first line has no column {name}.{did_you_mean(name, header)}"
+    for name in header:
+        if header.count(name) > 1:
+            return f"the first line names the column {name!r} twice."
+        near = did_you_mean(name, set(columns) - set(header))
+        if name not in columns and near:
+            return f"the first line has a column {name}.{near} Rename it, whatever it holds."
+    return None
 
 
 def _split(cell: str) -> str | None:
