@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 import signal
 
+import pytest
+
 # Before torch is imported: a worker of pytest-xdist shares the cores with its siblings.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,3 +12,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # A shell starts background jobs with Ctrl-C ignored; tests of Ctrl-C must not inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch  # no sooner: most tests do without
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU")
