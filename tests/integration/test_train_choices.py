@@ -52,10 +52,9 @@ def test_every_choice_of_a_recipe_trains(
     assert (result.status, result.exit_code, result.num_epochs) == ("FINISHED", ExitCode.DONE, 2)
 
 
-def test_the_report_and_all_its_figures_are_in_mlflow(run_tiny: Train, output: Path) -> None:
+def test_the_report_and_all_its_figures_are_in_mlflow(run_tiny: Train, client: MlflowClient) -> None:
     result = run_tiny("augment=trivial", "report=true")
     folder = Path(result.folder) / "evaluation"
-    client = MlflowClient(f"sqlite:///{output / 'mlflow.db'}")
     logged = {item.path for item in client.list_artifacts(result.run_id, "evaluation")}
     assert logged == {f"evaluation/{path.name}" for path in folder.iterdir()}
     names = {"report.html", "validation.parquet", "confusion_matrix.png", "learning_curves.png", "augmented.png"}
@@ -79,14 +78,13 @@ def test_the_decision_is_chosen_on_validation_and_travels_with_the_checkpoint(ru
     assert 0.1 <= decision.needs_review(validation.probabilities).mean() <= 0.3
 
 
-def test_without_calibration_the_probabilities_stay_those_of_the_softmax(run_tiny: Train, output: Path) -> None:
+def test_without_calibration_the_probabilities_stay_those_of_the_softmax(run_tiny: Train, client: MlflowClient) -> None:
     result = run_tiny("decision.calibrate=false")
     decision = load_checkpoint(Path(str(result.checkpoint))).spec.decision
     assert (decision.temperature, decision.threshold) == (1.0, 0.5)
     calibrated = run_tiny(name="calibrated")
     assert calibrated.validation["loss"] <= result.validation["loss"]
     table = predictions.read(Path(result.folder) / "evaluation" / "predictions.parquet")
-    client = MlflowClient(f"sqlite:///{output / 'mlflow.db'}")
     logged = client.get_run(result.run_id).data.metrics["test/calibration_error"]
     assert logged == pytest.approx(expected_calibration_error(table.labels, table.probabilities, positive=1))
 

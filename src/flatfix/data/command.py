@@ -15,6 +15,7 @@ from flatfix.data.diff import CHANGES, diff
 from flatfix.data.manifest import Manifest
 from flatfix.data.publish import publish
 from flatfix.data.pull import pull
+from flatfix.data.sources.base import Source
 from flatfix.data.splits import SPLITS, SplitRule
 from flatfix.data.store import Store, open_store
 from flatfix.data.verify import verify
@@ -76,39 +77,28 @@ def _publish(cfg: Config, store: Store) -> None:
         raise UserError(
             "dataset.source: nothing to publish from. Choose a dataset with a source, such as dataset=folder."
         )
-    was_held = is_held(store, dataset["name"], dataset["version"])
-    manifest = publish(
-        build(dataset["source"], "dataset.source"),
-        store,
-        name=dataset["name"],
-        version=dataset["version"],
-        rule=SplitRule(**dataset["split"]),
-        on_bad_image=dataset["on_bad_image"],
-        allow_duplicates=dataset["allow_duplicates"],
-        shard_bytes=cfg["shard_megabytes"] << 20,
-    )
-    _tell_published(manifest, was_held)
+    _freeze(cfg, store, build(dataset["source"], "dataset.source"), SplitRule(**dataset["split"]))
 
 
 def _derive(cfg: Config, store: Store) -> None:
+    parent = open_version(store, cfg["dataset"]["name"], cfg["from"])
+    _freeze(cfg, store, DerivedSource(parent, cfg["labels"]), rule_of(parent), parent=cfg["from"])
+
+
+def _freeze(cfg: Config, store: Store, source: Source, rule: SplitRule, parent: str | None = None) -> None:
     dataset = cfg["dataset"]
-    parent = open_version(store, dataset["name"], cfg["from"])
     was_held = is_held(store, dataset["name"], dataset["version"])
     manifest = publish(
-        DerivedSource(parent, cfg["labels"]),
+        source,
         store,
         name=dataset["name"],
         version=dataset["version"],
-        rule=rule_of(parent),
+        rule=rule,
         on_bad_image=dataset["on_bad_image"],
         allow_duplicates=dataset["allow_duplicates"],
         shard_bytes=cfg["shard_megabytes"] << 20,
-        parent=cfg["from"],
+        parent=parent,
     )
-    _tell_published(manifest, was_held)
-
-
-def _tell_published(manifest: Manifest, was_held: bool) -> None:
     say("already published, with the same content:" if was_held else "published:")
     _list([manifest])
     _tell_findings(manifest)
