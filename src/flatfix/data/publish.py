@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,16 +16,16 @@ from numpy.typing import NDArray
 
 from flatfix.console import say
 from flatfix.data.blobs import file_sha256
+from flatfix.data.commit import commit
 from flatfix.data.findings import findings, near_duplicates, refuse_copies_across_splits
 from flatfix.data.manifest import Colour, Content, Manifest, Scalar, Shard, digest
 from flatfix.data.sources.base import Record, Source
 from flatfix.data.splits import SPLITS, SplitRule, assign, rank, tally
 from flatfix.data.staging import stage
-from flatfix.data.store import Store, StoreConflictError
+from flatfix.data.store import Store
 from flatfix.data.version import (
     INDEX_NAME,
     INDEX_SCHEMA,
-    MANIFEST_NAME,
     DatasetVersion,
     is_held,
     not_held,
@@ -95,7 +94,7 @@ def publish(
             ),
             parent=parent,
         )
-        return _commit(store, manifest, folder)
+        return commit(store, manifest, folder)
 
 
 _freeze = publish  # `resolve` has a parameter of that name
@@ -221,24 +220,3 @@ def _mean_and_std(levels: NDArray[np.float64]) -> tuple[Colour, Colour]:
 
 def _shard(path: Path) -> Shard:
     return Shard(path.name, path.stat().st_size, file_sha256(path))
-
-
-def _commit(store: Store, manifest: Manifest, folder: Path) -> Manifest:
-    """Put the files into the store, the manifest last; leave alone what is there already."""
-    name, version = manifest.name, manifest.version
-    key = version_key(name, version)
-    # Of two that publish at once the second waits here, and then finds the version of the first.
-    with suppress(StoreConflictError), store.lock(key):
-        if not is_held(store, name, version):
-            for file in (*(shard.name for shard in manifest.shards), INDEX_NAME):
-                store.put_file(f"{key}/{file}", folder / file)
-            store.put_bytes(f"{key}/{MANIFEST_NAME}", manifest.to_json(), exclusive=True)
-            return manifest
-    held = open_version(store, name, version).manifest
-    if held.digest != manifest.digest:
-        raise UserError(
-            f"dataset.version={version}: {store.uri} holds {name}/{version} with other content (digest "
-            f"{held.digest[:12]}, the source now gives {manifest.digest[:12]}), and a version never changes. "
-            "Publish under another dataset.version."
-        )
-    return held
