@@ -11,7 +11,7 @@ ARGS ?=
 
 TRAIN := train,demo
 TEST := train,demo,notebooks,dev
-BENCHMARK := train,demo,bench
+BENCHMARK := train,demo,bench,dev
 
 VENV := .venv
 PY := $(VENV)/bin/python

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
     Task,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 from rich.text import Text
 
@@ -48,13 +50,13 @@ class Rate(ProgressColumn):
         return Text(f"{task.speed:,.0f}/s" if task.speed else "", style="progress.data.speed")
 
 
-def bar() -> Progress:
+def bar(unit: str = "pictures") -> Progress:
     """Return a bar with count, rate and time left, which vanishes when it stops; without a terminal it stays unseen."""
+    counts = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(), Rate())
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
+        *counts,
         TimeRemainingColumn(),
         console=console,
         transient=True,
@@ -64,17 +66,17 @@ def bar() -> Progress:
 
 @contextmanager
 def progress(description: str, total: int, unit: str = "pictures") -> Iterator[Callable[[int], None]]:
-    """Show progress over `total` items, yield `advance(count)`, and close with a line that tells count and rate."""
+    """Show progress over `total` items, yield `advance(count)`, and close with a line that tells count and rate.
+
+    Threads may share `advance`. A number of `bytes` is shown in larger units.
+    """
     start = time.perf_counter()
-    done = 0
-    with bar() as shown:
+    with bar(unit) as shown:
         task = shown.add_task(description, total=total)
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            shown.advance(task, count)
-
-        yield advance
-    seconds = time.perf_counter() - start
-    say(f"{description}: {done:,} {unit} in {seconds:.1f} s ({done / max(seconds, 1e-9):,.0f}/s)")
+        yield lambda count: shown.advance(task, count)
+    seconds = max(time.perf_counter() - start, 1e-9)
+    done = int(shown.tasks[task].completed)
+    if unit == "bytes":
+        say(f"{description}: {done / 1e6:,.1f} MB in {seconds:.1f} s ({done / 1e6 / seconds:,.0f} MB/s)")
+    else:
+        say(f"{description}: {done:,} {unit} in {seconds:.1f} s ({done / seconds:,.0f}/s)")

@@ -76,8 +76,16 @@ def png_claiming(width: int, height: int) -> bytes:
     return _png_header(width, height, bits=8) + _chunk(b"IDAT", zlib.compress(b"\0")) + _chunk(b"IEND", b"")
 
 
-def _png_header(width: int, height: int, bits: int) -> bytes:
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0))
+def blank_png(width: int, height: int) -> bytes:
+    """Return a whole PNG of black pixels, one bit each: two megabytes for 60,000 x 60,000."""
+    deflate = zlib.compressobj(1)
+    line = bytes(1 + -(-width // 8))
+    lines = b"".join(deflate.compress(line) for _ in range(height)) + deflate.flush()
+    return _png_header(width, height, bits=1, colour=0) + _chunk(b"IDAT", lines) + _chunk(b"IEND", b"")
+
+
+def _png_header(width: int, height: int, bits: int, colour: int = 2) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
@@ -105,6 +113,8 @@ def class_folders(
 
 class MemorySource:
     """Offer pictures of a list of records, drawn from their locations; for records that no folder can hold."""
+
+    num_readers = None
 
     def __init__(self, records: Sequence[Record], classes: Sequence[str] = ("cat", "dog")) -> None:
         self.classes = tuple(classes)

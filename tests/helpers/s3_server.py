@@ -1,4 +1,4 @@
-"""A real S3 server (SeaweedFS, from PyPI) on the loopback interface, to start, kill and start again."""
+"""A real S3 server (SeaweedFS, from PyPI) on the loopback interface."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import json
 import os
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import sysconfig
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import cache, cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pytest
@@ -23,27 +20,26 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from flatfix.data import s3
-from tests.helpers.mlflow_server import wait_until
+from tests.helpers.server import Server, free_ports
 
-START_TIMEOUT_S = 60  # 3 s on a quiet machine
-STOP_TIMEOUT_S = 20
 SERVERS = ("master", "volume", "filer", "s3")  # one process runs them all
 DEVELOPMENT_PORTS = range(8327, 8335)  # S3 on 8333, as SeaweedFS has it by itself
 PORTS = tuple(f"{server}.port{kind}" for server in SERVERS for kind in ("", ".grpc"))
 
 
-class S3Server:
-    """`weed server -s3` over `folder`, with one bucket; as a context manager it is running inside and gone outside.
+class S3Server(Server):
+    """`weed server -s3` over `folder`, with one bucket.
 
-    Two users exist: `owner` may do everything, `lister` may list but not read.
+    Two users exist: `owner` may do everything, `lister` may list but not read. Kill it: a gentle end takes 15 s, in
+    which it waits for itself.
     """
 
     def __init__(self, folder: Path, bucket: str = "pictures", ports: Sequence[int] | None = None) -> None:
-        self.folder = folder
+        super().__init__(folder, ports or free_ports(len(PORTS)))
         self.bucket = bucket
-        self._ports = dict(zip(PORTS, ports or free_ports(len(PORTS)), strict=True))
-        self.endpoint = f"http://127.0.0.1:{self._ports['s3.port']}"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._port_of = dict(zip(PORTS, self.ports, strict=True))
+        self.port = self._port_of["s3.port"]
+        self.endpoint = f"http://127.0.0.1:{self.port}"
 
     def become(self, user: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Make Flatfix, here and in processes that the test starts, talk to this server as the user."""
@@ -72,64 +68,27 @@ class S3Server:
         return f"s3://{self.bucket}/{key}"
 
     def start(self) -> None:
-        """Start the server, on the same ports and data each time, and wait until its bucket can be written to."""
-        assert self._process is None, "runs already"
+        """Start the server and wait until its bucket can be written to."""
         (self.folder / "data").mkdir(parents=True, exist_ok=True)
-        users = self.folder / "users.json"
-        users.write_text(json.dumps({"identities": [_user("owner", "Admin"), _user("lister", "List")]}))
+        users = {"identities": [_user("owner", "Admin"), _user("lister", "List")]}
+        (self.folder / "users.json").write_text(json.dumps(users))
+        super().start()
+
+    def _command(self) -> list[str]:
         weed = shutil.which("weed", path=sysconfig.get_path("scripts"))
         assert weed, "not installed: make setup"
         command = [weed, f"-logdir={self.folder}", "server", f"-dir={self.folder / 'data'}", "-filer", "-s3"]
-        command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={users}"]
-        command += [f"-{option}={port}" for option, port in self._ports.items()]
+        command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={self.folder / 'users.json'}"]
+        command += [f"-{option}={port}" for option, port in self._port_of.items()]
         command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
         # A single master needs no election, and no 15 s of warm-up when it starts again.
         command += ["-master.peers=none", "-master.resumeState=false"]
-        command += ["-master.volumeSizeLimitMB=64", "-volume.max=100", "-volume.minFreeSpace=0"]
-        with (self.folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            wait_until(self._takes_objects_or_died, START_TIMEOUT_S, self.endpoint)
-            assert self._process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
-        except BaseException:
-            self.kill()
-            raise
+        return [*command, "-master.volumeSizeLimitMB=64", "-volume.max=100", "-volume.minFreeSpace=0"]
 
-    def kill(self) -> None:
-        """End the server in the middle of whatever it does; a gentle end takes 15 s, in which it waits for itself."""
-        assert self._process is not None, "does not run"
-        with suppress(ProcessLookupError):  # it may have died by itself
-            self._process.send_signal(signal.SIGKILL)
-        self._process.wait(timeout=STOP_TIMEOUT_S)
-        self._process = None
-        for port in self._ports.values():
-            for left_behind in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
-                left_behind.unlink()
+    def _environment(self) -> dict[str, str]:
+        return {"WEED_FILER_OPTIONS_MAX_FILE_NAME_LENGTH": "1024"}  # of a key in S3; SeaweedFS has 255 by itself
 
-    def wait(self) -> None:
-        """Return when the server ends."""
-        assert self._process is not None, "does not run"
-        self._process.wait()
-
-    @property
-    def is_running(self) -> bool:
-        """Whether the server has been started and not ended."""
-        return self._process is not None
-
-    def __enter__(self) -> S3Server:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self.is_running:
-            self.kill()
-
-    def _takes_objects_or_died(self) -> bool:
-        assert self._process is not None
-        if self._process.poll() is not None:
-            return True
+    def _is_ready(self) -> bool:
         try:
             with suppress(self.client.exceptions.BucketAlreadyExists, self.client.exceptions.BucketAlreadyOwnedByYou):
                 self.client.create_bucket(Bucket=self.bucket)
@@ -138,6 +97,12 @@ class S3Server:
         except (BotoCoreError, ClientError):
             return False
         return True
+
+    def _end(self, how: signal.Signals) -> None:
+        super()._end(how)
+        for port in self.ports:
+            for left_behind in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                left_behind.unlink()
 
 
 def use_aws(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
@@ -148,15 +113,6 @@ def use_aws(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
     for name, value in {**nowhere, "AWS_EC2_METADATA_DISABLED": "true", **variables}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(s3, "client", cache(s3.client.__wrapped__))  # for the test alone
-
-
-def free_ports(count: int) -> list[int]:
-    """Return different ports that nothing listens on."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def _user(name: str, action: str) -> dict[str, Any]:

@@ -15,8 +15,8 @@ import torch
 from flatfix.inference.decision import Decision
 from tests.helpers.compose import ROOT
 from tests.helpers.images import class_folders
-from tests.helpers.mlflow_server import wait_until
 from tests.helpers.models import make_classifier, save_checkpoint
+from tests.helpers.server import wait_until
 
 
 @pytest.fixture(scope="module")

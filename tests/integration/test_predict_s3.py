@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -22,20 +21,6 @@ pytestmark = pytest.mark.service
 PICTURE = encode(colours())
 
 
-@pytest.fixture(scope="module")
-def one_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with S3Server(tmp_path_factory.mktemp("s3")) as server:
-        yield server
-
-
-@pytest.fixture
-def server(one_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    if not one_server.is_running:
-        one_server.start()
-    one_server.become("owner", monkeypatch)
-    return one_server
-
-
 def predict_all(source: str, output: Path) -> list[dict[str, object]]:
     torch.manual_seed(0)
     predict(make_classifier(), find_pictures(source), output, batch_size=8, device=torch.device("cpu"))
@@ -43,10 +28,10 @@ def predict_all(source: str, output: Path) -> list[dict[str, object]]:
     return rows
 
 
-def test_a_prefix_is_predicted_as_the_same_pictures_in_a_folder_are(server: S3Server, tmp_path: Path) -> None:
+def test_a_prefix_is_predicted_as_the_same_pictures_in_a_folder_are(s3_server: S3Server, tmp_path: Path) -> None:
     folder = class_folders(tmp_path / "new", num_pictures=20)
     for path in folder.rglob("*.png"):
-        server.put(f"same/{path.relative_to(folder).as_posix()}", path.read_bytes())
+        s3_server.put(f"same/{path.relative_to(folder).as_posix()}", path.read_bytes())
     local = predict_all(str(folder), tmp_path / "local.parquet")
     remote = predict_all("s3://pictures/same", tmp_path / "remote.parquet")
     assert [str(row["path"]).removeprefix(str(folder)) for row in local] == [
@@ -56,10 +41,10 @@ def test_a_prefix_is_predicted_as_the_same_pictures_in_a_folder_are(server: S3Se
     assert len(remote) == 40
 
 
-def test_a_prefix_holds_what_lies_below_its_slash_and_is_a_visible_picture(server: S3Server) -> None:
+def test_a_prefix_holds_what_lies_below_its_slash_and_is_a_visible_picture(s3_server: S3Server) -> None:
     for key in ("line1/b.png", "line1/a b/ü+%20?#.JPG", "line1/.hidden.png", "line1/.git/x.png", "line1/notes.txt"):
-        server.put(key, key.encode())
-    server.put("line10/c.png", b"of another line")
+        s3_server.put(key, key.encode())
+    s3_server.put("line10/c.png", b"of another line")
     expected = ["s3://pictures/line1/a b/ü+%20?#.JPG", "s3://pictures/line1/b.png"]
     for source in ("s3://pictures/line1", "s3://pictures/line1/"):
         assert find_pictures(source).paths == expected
@@ -69,13 +54,15 @@ def test_a_prefix_holds_what_lies_below_its_slash_and_is_a_visible_picture(serve
     assert set(expected) < set(find_pictures("s3://pictures").paths)
 
 
-def test_a_listing_has_more_than_one_page(server: S3Server) -> None:
-    uris = sorted(server.put(f"many/{number}.png", b"") for number in range(1_100))
+def test_a_listing_has_more_than_one_page(s3_server: S3Server) -> None:
+    uris = sorted(s3_server.put(f"many/{number}.png", b"") for number in range(1_100))
     assert list(s3.list_uris("s3://pictures/many/")) == uris
 
 
-def test_what_is_not_there_is_named(server: S3Server) -> None:
-    with pytest.raises(UserError, match=rf"input=s3://gone/a/: no such bucket at {server.endpoint}\. AWS_ENDPOINT_URL"):
+def test_what_is_not_there_is_named(s3_server: S3Server) -> None:
+    with pytest.raises(
+        UserError, match=rf"input=s3://gone/a/: no such bucket at {s3_server.endpoint}\. AWS_ENDPOINT_URL"
+    ):
         find_pictures("s3://gone/a")
     with pytest.raises(UserError, match="input=s3://pictures/gone: no picture there"):
         find_pictures("s3://pictures/gone")
@@ -84,37 +71,37 @@ def test_what_is_not_there_is_named(server: S3Server) -> None:
 
 
 def test_who_may_list_but_not_read_is_told_of_each_picture(
-    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.put("closed/a.png", PICTURE)
-    server.become("lister", monkeypatch)
+    s3_server.put("closed/a.png", PICTURE)
+    s3_server.become("lister", monkeypatch)
     with pytest.raises(
         UserError, match=r"none of 1 pictures can be read:\s+s3://pictures/closed/a\.png: .*Access Denied"
     ):
         predict_all("s3://pictures/closed", tmp_path / "out.csv")
-    server.become("stranger", monkeypatch)
+    s3_server.become("stranger", monkeypatch)
     with pytest.raises(UserError, match=r"input=s3://pictures/closed/: InvalidAccessKeyId: .*AWS_PROFILE"):
         find_pictures("s3://pictures/closed")
 
 
-def test_a_server_that_dies_ends_the_run_and_not_its_pictures(server: S3Server, tmp_path: Path) -> None:
-    server.put("lost/a.png", PICTURE)
+def test_a_server_that_dies_ends_the_run_and_not_its_pictures(s3_server: S3Server, tmp_path: Path) -> None:
+    s3_server.put("lost/a.png", PICTURE)
     pictures = find_pictures("s3://pictures/lost")
     (tmp_path / "out.csv").write_text("of yesterday", encoding="utf-8")
-    server.kill()
+    s3_server.kill()
     with pytest.raises(UserError, match=r"s3://pictures/lost/a\.png: Could not connect to the endpoint URL"):
         predict(make_classifier(), pictures, tmp_path / "out.csv", batch_size=8, device=torch.device("cpu"))
     assert (tmp_path / "out.csv").read_text(encoding="utf-8") == "of yesterday"
-    server.start()
+    s3_server.start()
     assert pictures.read("s3://pictures/lost/a.png") == PICTURE
-    server.put("lost/b.png", b"after")
+    s3_server.put("lost/b.png", b"after")
     assert s3.read("s3://pictures/lost/b.png") == b"after"
 
 
-def test_the_command_reads_s3_and_reports_an_object_that_is_no_picture(server: S3Server, tmp_path: Path) -> None:
+def test_the_command_reads_s3_and_reports_an_object_that_is_no_picture(s3_server: S3Server, tmp_path: Path) -> None:
     save_checkpoint(make_classifier(), tmp_path / "tiny.ckpt")
-    server.put("command/a.png", PICTURE)
-    server.put("command/b.png", b"nothing")
+    s3_server.put("command/a.png", PICTURE)
+    s3_server.put("command/b.png", b"nothing")
     words = ["checkpoint=tiny.ckpt", "input=s3://pictures/command"]
     done = subprocess.run(
         [sys.executable, str(ROOT / "predict.py"), *words], cwd=tmp_path, capture_output=True, text=True, timeout=120

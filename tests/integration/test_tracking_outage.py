@@ -14,7 +14,8 @@ from mlflow.tracking import MlflowClient
 
 from flatfix.errors import UserError
 from flatfix.tracking import Run, outbox, preflight
-from tests.helpers.mlflow_server import MlflowServer, wait_until
+from tests.helpers.mlflow_server import MlflowServer
+from tests.helpers.server import wait_until
 
 pytestmark = pytest.mark.service
 

@@ -32,7 +32,7 @@ def names(text: str) -> frozenset[str]:
 
 LAW = {
     "config": Room(names("hydra omegaconf rich flatfix.evaluation.metrics")),  # the names of the metrics
-    "inference": Room(names("PIL simplejpeg cv2 onnxruntime openvino")),
+    "inference": Room(names("PIL simplejpeg onnxruntime openvino")),
     "evaluation": Room(
         names("scipy sklearn pyarrow matplotlib jinja2 flatfix.inference.decision"),
         only={"thumbnails": names("PIL")},  # pictures become the files that the report shows

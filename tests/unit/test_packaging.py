@@ -52,7 +52,7 @@ def test_one_package_has_one_range_wherever_it_is_asked_for():
 
 def test_core_depends_only_on_what_every_room_needs():
     names = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
-    assert names == {"hydra-core", "numpy", "omegaconf", "pillow", "pyarrow", "rich"}
+    assert names == {"hydra-core", "numpy", "omegaconf", "pillow", "pyarrow", "rich", "simplejpeg"}
 
 
 def test_version_is_a_version():

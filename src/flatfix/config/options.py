@@ -24,9 +24,13 @@ DATASET: Schema = {
     "dataset.source": Target(
         ("flatfix.data.sources.",), "where a version that the store lacks is published from", optional=True
     ),
-    "dataset.source.root": Option(str, "folder of the pictures; class folders where no file names the classes"),
+    "dataset.source.root": Option(
+        str, "folder of the pictures, or s3://bucket/prefix: class folders where no file names the classes"
+    ),
     "dataset.source.file": Option(
-        str, "annotations (JSON) or table (CSV; targets in the alphabetical order of the classes) of the pictures"
+        str,
+        "annotations (JSON) or table (CSV; targets in the alphabetical order of the classes) of the pictures, on a "
+        "disk or in S3",
     ),
     "dataset.source.download": Option(bool, "download the pictures where the folder lacks them"),
     "dataset.source.num_pictures": Option(int, "pictures to draw", low=2),
@@ -53,6 +57,12 @@ TRAINING_DATA: Schema = {
     ),
     "dataset.image_size": Option(int, "pixels a side that the model sees", low=8, high=4096),
     "dataset.resize": Option(str, "how a picture becomes a square", choices=("squash", "crop", "pad")),
+    "dataset.decoded_gigabytes": Option(
+        float,
+        "most that a split's decoded pixels may take in the cache; a larger one is streamed (null: what the disk has)",
+        low=0,
+        optional=True,
+    ),
     "dataset.batch_size": Option(int, "pictures a step", low=1),
     "dataset.sampler": Option(
         str, "order of training pictures: shuffled, or every class equally often", choices=("shuffle", "balanced")

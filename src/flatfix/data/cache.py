@@ -1,9 +1,10 @@
-"""Decode a version once, and keep the pixels in a memory-mapped file."""
+"""Decode a version once and keep the pixels in a memory-mapped file, or leave them encoded where that has no room."""
 
 from __future__ import annotations
 
+import math
+import shutil
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from flatfix.console import progress, say
-from flatfix.data.splits import SPLITS, Fold, SplitRule, folds, quotas, rank, tally
+from flatfix.data.encoded import EncodedPictures
+from flatfix.data.splits import SPLITS, Fold, SplitRule, folds, quotas, rank, ranked, tally
 from flatfix.data.version import DatasetVersion
 from flatfix.errors import UserError, one_of
 from flatfix.files import replacing
-from flatfix.inference.decode import RESIZE_RULES, decode, resize
+from flatfix.inference.decode import RESIZE_RULES
 
-# Part of the file name: raise it when `decode` or `resize` changes a pixel, or the order of rows changes.
-CACHE_VERSION = 1
-CHUNK = 64  # pictures a thread decodes at a time
+# Part of the file name: raise it when `load` comes to give other pixels, or the order of rows changes.
+CACHE_VERSION = 2
+PART_OF_FREE = 0.9  # of what the disk has free, the most that the pixels of a split take
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,14 +32,14 @@ class Examples:
     """Hold one split, ready for a model.
 
     Attributes:
-        inputs: `[N, H, W, 3]` uint8 pictures, memory-mapped, or `[N, D]` float32 features.
+        inputs: `[N, H, W, 3]` uint8 pictures, memory-mapped or still encoded, or `[N, D]` float32 features.
         labels: `[N]` int64, positions in the manifest's classes.
         ids: of the pictures.
         split: train, val or test.
         targets: `[N, C]` float32 probabilities, None where a picture has no soft label.
     """
 
-    inputs: NDArray[Any]
+    inputs: NDArray[Any] | EncodedPictures
     labels: NDArray[np.int64]
     ids: list[str]
     split: str
@@ -48,10 +50,11 @@ class Examples:
         return len(self.ids)
 
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> Examples:
-        """Return these rows, in this order, copied into memory."""
+        """Return these rows, in this order, copied into memory if they are decoded."""
         rows = np.asarray(indices, dtype=np.int64)
+        inputs = self.inputs.select(rows) if isinstance(self.inputs, EncodedPictures) else self.inputs[rows]
         targets = None if self.targets is None else self.targets[rows]
-        return Examples(self.inputs[rows], self.labels[rows], [self.ids[row] for row in rows], self.split, targets)
+        return Examples(inputs, self.labels[rows], [self.ids[row] for row in rows], self.split, targets)
 
 
 def decoded(
@@ -62,6 +65,7 @@ def decoded(
     resize: str,
     cache_dir: Path,
     fold: Fold | None = None,
+    gigabytes: float | None = None,
 ) -> Examples:
     """Return a split as pictures of `image_size` x `image_size`, decoding them only the first time.
 
@@ -69,7 +73,9 @@ def decoded(
     use of groups that the version was published with: that fold is val, the others are train, and test stays.
 
     The file is named by the version's digest, the split (and fold), the size and the resize rule, and appears when it
-    is complete. Pixels are mapped copy-on-write: writing to them changes neither the file nor what others see.
+    is complete. Pixels are mapped copy-on-write: writing to them changes neither the file nor what others see. Where
+    they would take more than so many gigabytes, or nine tenths of what the disk has free, there will be no file, and
+    pictures are decoded whenever they are read.
 
     Raises:
         UserError: for a size, rule or split that does not exist, for a fold that the version has too few pictures
@@ -78,17 +84,17 @@ def decoded(
     one_of("dataset.resize", resize, RESIZE_RULES)
     if image_size < 1:
         raise UserError(f"dataset.image_size={image_size}: must be at least 1.")
-    rows = _rows(version, split, fold)
     place = split if fold is None or split == "test" else f"{split}-{_fold_name(version, fold)}"
     path = cache_dir / f"{version.manifest.digest[:32]}-{place}-{image_size}-{resize}-v{CACHE_VERSION}.npy"
-    if (pixels := load_array(path)) is None:
-        _build(version, split, rows, image_size, resize, path)
-        pixels = np.load(path, mmap_mode="c")
-    code = {name: label for label, name in enumerate(version.manifest.classes)}
-    labels = np.array([code[row["label"]] for row in rows], dtype=np.int64)
-    targets = [row["target"] for row in rows]
-    soft = np.array(targets, dtype=np.float32) if targets and None not in targets else None
-    return Examples(pixels, labels, [row["id"] for row in rows], split, soft)
+    index = _rows(version, split, fold)
+    encoded = _encoded(version, index, image_size, resize)
+    return Examples(
+        inputs=_pixels(encoded, path, split, gigabytes),
+        labels=_positions(index["label"], version.manifest.classes),
+        ids=encoded.ids,
+        split=split,
+        targets=_targets(index["target"], len(version.manifest.classes)),
+    )
 
 
 def counts(version: DatasetVersion, fold: Fold | None = None) -> Mapping[str, Mapping[str, int]]:
@@ -134,20 +140,20 @@ def sample(examples: Examples, fraction: float, seed: int) -> Examples:
     return examples.select(sorted(kept))
 
 
-def _rows(version: DatasetVersion, split: str, fold: Fold | None) -> list[dict[str, Any]]:
+def _rows(version: DatasetVersion, split: str, fold: Fold | None) -> pa.Table:
     """Return the index rows of a split, in an order that depends on nothing but the ids.
 
-    Versions with the same digest share a cache file, whatever order their indices have.
+    Versions with the same digest share a cache file, whatever order their indices have. It is the order in which
+    `publish` writes pictures into shards.
     """
     one_of("split", split, SPLITS)
-    columns = ["id", "split", "label", "target", "shard", "offset", "length"]
-    index = _index(version, fold).select(columns).filter(pc.field("split") == split)
-    return sorted(index.to_pylist(), key=lambda row: rank(row["id"]))
+    index = _index(version, fold).filter(pc.field("split") == split)
+    return index.take(pa.array(ranked(index["id"].to_pylist())))
 
 
 def _index(version: DatasetVersion, fold: Fold | None) -> pa.Table:
     """Return the version's index, with the splits that the fold makes of train and val."""
-    index = version.index()
+    index = version.index(["id", "split", "label", "target", "group", "shard", "offset", "length"])
     if fold is None:
         return index
     pool = index.filter(pc.field("split") != "test").select(["id", "label", "group"]).to_pydict()
@@ -168,22 +174,50 @@ def _fold_name(version: DatasetVersion, fold: Fold) -> str:
     return f"fold-{fold.index}-of-{fold.num_folds}-{rule.groups}-{rule.seed}"
 
 
-def _build(
-    version: DatasetVersion, split: str, rows: Sequence[dict[str, Any]], size: int, rule: str, path: Path
-) -> None:
-    """Decode in threads (Pillow releases the GIL) into a temporary file beside `path`, then rename it."""
-    shards = {name: np.memmap(version.shard(name), mode="r") for name in sorted({row["shard"] for row in rows})}
+def _encoded(version: DatasetVersion, index: pa.Table, size: int, rule: str) -> EncodedPictures:
+    return EncodedPictures(
+        version,
+        ids=index["id"].to_pylist(),
+        shards=_positions(index["shard"], [shard.name for shard in version.manifest.shards]),
+        offsets=index["offset"].to_numpy(),
+        lengths=index["length"].to_numpy(),
+        size=size,
+        resize=rule,
+    )
 
-    def fill(start: int) -> int:
-        stop = min(start + CHUNK, len(rows))
-        for place, row in enumerate(rows[start:stop], start):
-            data = shards[row["shard"]][row["offset"] : row["offset"] + row["length"]]
-            pixels[place] = resize(decode(data.tobytes()), size, rule)
-        return stop - start
 
+def _positions(names: pa.ChunkedArray, among: Sequence[str]) -> NDArray[np.int64]:
+    """Return the position of each name."""
+    positions: NDArray[np.int64] = pc.index_in(names, pa.array(among, pa.string())).to_numpy().astype(np.int64)
+    return positions
+
+
+def _targets(column: pa.ChunkedArray, num_classes: int) -> NDArray[np.float32] | None:
+    """Return soft labels `[N, C]`, or None where a picture lacks them."""
+    if column.null_count or not len(column):
+        return None
+    targets: NDArray[np.float32] = pc.list_flatten(column).to_numpy().astype(np.float32).reshape(-1, num_classes)
+    return targets
+
+
+def _pixels(
+    encoded: EncodedPictures, path: Path, split: str, gigabytes: float | None
+) -> NDArray[np.uint8] | EncodedPictures:
+    """Map the pixels from their file, which is made where it is missing and has room; otherwise leave them encoded."""
+    if (pixels := load_array(path)) is not None:
+        return pixels
+    path.parent.mkdir(parents=True, exist_ok=True)
+    room = PART_OF_FREE * shutil.disk_usage(path.parent).free
+    if gigabytes is not None:
+        room = min(room, gigabytes * 1e9)
+    if (needed := math.prod(encoded.shape)) > room:
+        say(
+            f"{split}: decoded when read, for its pixels take {needed / 1e9:,.1f} GB ({room / 1e9:,.1f} GB may be used)"
+        )
+        return encoded
     with replacing(path) as partial:
-        pixels = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(len(rows), size, size, 3))
-        with ThreadPoolExecutor() as pool, progress(f"Decoding {split}", len(rows)) as advance:
-            for count in pool.map(fill, range(0, len(rows), CHUNK)):
-                advance(count)
+        pixels = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=encoded.shape)
+        with progress(f"Decoding {split}", len(encoded)) as advance:
+            encoded.decode_into(pixels, np.arange(len(encoded)), advance)
         pixels.flush()
+    return np.load(path, mmap_mode="c")  # type: ignore[no-any-return]

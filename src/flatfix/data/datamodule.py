@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import lightning as L
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flatfix.data.cache import Examples
+from flatfix.data.encoded import WINDOW, EncodedPictures
 from flatfix.errors import UserError
 
 
@@ -40,55 +40,115 @@ def generator(*numbers: int) -> torch.Generator:
 class BatchLoader:
     """Iterate over a split in batches.
 
-    In training the order is shuffled, depends only on the seed and the epoch (so a resumed run needs no state), and
-    an incomplete last batch is dropped if there is a whole one. With `is_balanced`, every class comes equally often in
-    an epoch of the same length: the examples of a rare class several times, those of a frequent one in part.
-    In evaluation every example comes once, in order.
+    In training the order is shuffled, depends only on the seed and the epoch, and an incomplete last batch is dropped
+    if there is a whole one. With `is_balanced`, every class comes equally often in an epoch of the same length: the
+    examples of a rare class several times, those of a frequent one in part. Pictures that are still encoded are mixed
+    among those of a few shards at a time. In evaluation every example comes once, in order.
+
+    Of several ranks each has its own part of the order, and as many batches as the others. With the state of a loader
+    that stopped in the middle of an epoch, another goes on with the batch after the last one that was handed out.
     """
 
     batch_sampler = None  # Lightning asks for it of whatever has a sampler
 
     def __init__(
-        self, examples: Examples, batch_size: int, *, is_training: bool, is_balanced: bool = False, seed: int = 0
+        self,
+        examples: Examples,
+        batch_size: int,
+        *,
+        is_training: bool,
+        is_balanced: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        num_ranks: int = 1,
     ) -> None:
+        """Keep the examples; nothing is read yet.
+
+        Raises:
+            UserError: when there are fewer training examples than ranks.
+        """
+        if is_training and 0 < len(examples) < num_ranks:
+            raise UserError(f"{num_ranks} devices are too many for {len(examples)} training pictures.")
         self.batch_size = batch_size
-        self._inputs = torch.from_numpy(examples.inputs)
+        self._inputs = examples.inputs
         self._labels = torch.from_numpy(examples.labels)
         self._targets = None if examples.targets is None else torch.from_numpy(examples.targets)
         self._is_training = is_training
         self._is_balanced = is_balanced
         self._seed = seed
+        self._rank = rank
+        self._num_ranks = num_ranks
         self._epoch = 0
+        self._num_batches = 0  # of the epoch that were handed out
+        self._is_resumed = False
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next iteration."""
-        self._epoch = epoch
+        if epoch != self._epoch:
+            self._epoch, self._num_batches, self._is_resumed = epoch, 0, False
 
     @property
     def sampler(self) -> BatchLoader:
         """Itself: Lightning tells `loader.sampler` the epoch."""
         return self
 
+    def state_dict(self) -> dict[str, int]:
+        """Return the epoch, and how many of its batches were handed out."""
+        return {"epoch": self._epoch, "num_batches": self._num_batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next iteration be the rest of that epoch; what was handed out is not decoded again."""
+        self._epoch, self._num_batches, self._is_resumed = state["epoch"], state["num_batches"], True
+
     def __len__(self) -> int:
         """Count the batches of an epoch."""
-        whole, rest = divmod(len(self._labels), self.batch_size)
-        return whole if rest == 0 or (self._is_training and whole) else whole + 1
+        if self._is_training:
+            whole, rest = divmod(len(self._labels) // self._num_ranks, self.batch_size)
+            return whole or min(rest, 1)
+        return -(-len(self._labels) // (self._num_ranks * self.batch_size))
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches of copies, which may be changed in place."""
-        order = self._order()
-        batches = zip(order.split(self.batch_size), self._labels[order].split(self.batch_size), strict=True)
-        for rows, labels in islice(batches, len(self)):
+        start = self._num_batches if self._is_resumed else 0
+        self._is_resumed = False
+        batches = self._batches()[start:]
+        for number, (rows, inputs) in enumerate(zip(batches, self._read(batches), strict=True), start + 1):
+            self._num_batches = number
             targets = None if self._targets is None else self._targets[rows]
-            yield Batch(self._inputs.index_select(0, rows), labels, rows, targets)
+            yield Batch(inputs, self._labels.index_select(0, rows), rows, targets)
+
+    def _read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        if isinstance(self._inputs, EncodedPictures):
+            return map(torch.from_numpy, self._inputs.batches([rows.numpy() for rows in batches]))
+        inputs = torch.from_numpy(self._inputs)
+        return (inputs.index_select(0, rows) for rows in batches)
+
+    def _batches(self) -> Sequence[Tensor]:
+        """Return the rows of each batch of this rank."""
+        order = self._order()
+        if self._is_training:
+            share = len(order) // self._num_ranks
+            batches: Sequence[Tensor] = order[self._rank * share :][:share].split(self.batch_size)
+            return batches[: len(self)]
+        part = order.tensor_split(self._num_ranks)[self._rank]
+        batches = part.split(self.batch_size)[: len(self)]
+        # A rank that has one example less may lack a whole batch, for which the others would wait for ever.
+        return batches if len(batches) == len(self) else part.tensor_split(len(self))
 
     def _order(self) -> Tensor:
+        """Return the rows of the epoch."""
         count = len(self._labels)
         if not self._is_training:
             return torch.arange(count)
         draw = generator(self._seed, self._epoch)
         order = torch.randperm(count, generator=draw)
-        return self._balanced(draw)[order] if self._is_balanced else order
+        if self._is_balanced:
+            order = self._balanced(draw)[order]
+        if isinstance(self._inputs, EncodedPictures):
+            held, shards = torch.from_numpy(self._inputs.shards).unique(return_inverse=True)
+            windows = torch.randperm(len(held), generator=draw) // WINDOW
+            order = order[windows[shards[order]].argsort(stable=True)]
+        return order
 
     def _balanced(self, draw: torch.Generator) -> Tensor:
         """Return as many rows as there are, the same number of each class (or one more), class by class.
@@ -130,12 +190,23 @@ class ImageDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> BatchLoader:
         """Return shuffled batches of the train split, balanced if that was asked for."""
-        return BatchLoader(self.train, self.batch_size, is_training=True, is_balanced=self.is_balanced, seed=self.seed)
+        return self._loader(self.train, is_training=True)
 
     def val_dataloader(self) -> BatchLoader:
         """Return the val split in order."""
-        return BatchLoader(self.val, self.batch_size, is_training=False)
+        return self._loader(self.val, is_training=False)
 
     def test_dataloader(self) -> BatchLoader:
         """Return the test split in order."""
-        return BatchLoader(self.test, self.batch_size, is_training=False)
+        return self._loader(self.test, is_training=False)
+
+    def _loader(self, examples: Examples, *, is_training: bool) -> BatchLoader:
+        return BatchLoader(
+            examples,
+            self.batch_size,
+            is_training=is_training,
+            is_balanced=is_training and self.is_balanced,
+            seed=self.seed,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            num_ranks=self.trainer.world_size if self.trainer else 1,
+        )

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from flatfix.data.sources.base import Record
 from flatfix.data.sources.csv import table_rows
-from flatfix.data.sources.folder import EXTENSIONS, SPLIT_FOLDERS, extension_of
+from flatfix.data.sources.folder import SPLIT_FOLDERS
 from flatfix.data.sources.listing import Faults
 from flatfix.data.sources.published import PublishedSource
+from flatfix.data.sources.tree import EXTENSIONS, extension_of
 from flatfix.data.splits import SplitRule
 from flatfix.data.version import DatasetVersion
 from flatfix.errors import UserError, did_you_mean
@@ -48,6 +49,7 @@ class DerivedSource:
 
     version: DatasetVersion
     file: str | Path
+    num_readers = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -83,26 +85,29 @@ class DerivedSource:
 
     @cached_property
     def _records(self) -> list[Record]:
-        held = {record.id: record for record in self._held.records()}
-        records: dict[str, Record | None] = dict(held)
-        has_targets = any(record.target for record in held.values())
         faults = Faults("line {}")
+        rows = list(self._rows(faults))
+        named = {_id_of(cells) for _, cells in rows}
+        held = {record.id: record for record in self._held.records() if record.id in named}
+        has_targets = any(record.target for record in self._held.records())
+        changed: dict[str, Record | None] = {}
         first: dict[str, int] = {}
-        for number, cells in self._rows(faults):
-            record = self._changed(cells, held, has_targets)
-            id = cells["id"] or (record.id if isinstance(record, Record) else "")
+        for number, cells in rows:
+            id, record = _id_of(cells), self._changed(cells, held, has_targets)
             if isinstance(record, str):
                 faults.add(number, record)
             elif id in first:
                 faults.add(number, f"{id} is named again, after {faults.name(first[id])}")
             else:
                 first[id] = number
-                records[id] = record
+                changed[id] = record
         if faults:
             raise self._wrong(str(faults))
-        if records == held:
+        if changed == held:
             raise self._wrong("changes nothing.")
-        return [record for record in records.values() if record]
+        added = (record for id, record in changed.items() if id not in held)
+        records = [*(changed.get(record.id, record) for record in self._held.records()), *added]
+        return [record for record in records if record]
 
     def _changed(self, cells: Mapping[str, str], held: Mapping[str, Record], has_targets: bool) -> Record | str | None:
         """Return the picture after a row's change, or None if it goes, or what is wrong with the row."""
@@ -115,9 +120,8 @@ class DerivedSource:
             return replace(held[cells["id"]], label=label, target=target)
         path = self._path.parent / cells["path"]
         extension = extension_of(cells["path"])
-        id = cells["id"] or cells["path"].removesuffix(path.suffix)
         split = SPLIT_FOLDERS[cells["split"].lower() or "train"]
-        return Record(id, label, str(path), extension[1:], split, cells["group"] or None, target)
+        return Record(_id_of(cells), label, str(path), extension[1:], split, cells["group"] or None, target)
 
     def _fault(self, cells: Mapping[str, str], held: Mapping[str, Record]) -> str | None:
         """Return what is wrong with a row by itself."""
@@ -132,7 +136,7 @@ class DerivedSource:
         if change != "add":
             if id not in held:
                 return f"{self.version.manifest.version} holds no picture {id}"
-        elif (id or path.removesuffix(Path(path).suffix)) in held:
+        elif _id_of(cells) in held:
             return f"{self.version.manifest.version} holds a picture of that id: name another in the column id"
         elif extension_of(path) not in EXTENSIONS:
             return f"{path} does not have the extension of a picture"
@@ -155,3 +159,8 @@ class DerivedSource:
 
     def _wrong(self, what: str) -> UserError:
         return UserError(f"labels={self.file}: {what}")
+
+
+def _id_of(cells: Mapping[str, str]) -> str:
+    """Return the id that a row names, or that of the picture it adds."""
+    return cells["id"] or cells["path"].removesuffix(Path(cells["path"]).suffix)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow.compute as pc
+
+from flatfix.data.index import rows
 from flatfix.data.version import DatasetVersion
 
 # What may change of a picture that both versions hold, by the column of the index.
@@ -34,25 +37,23 @@ class Diff:
 
 def diff(old: DatasetVersion, new: DatasetVersion) -> Diff:
     """Compare two versions picture by picture."""
-    before, after = _rows(old), _rows(new)
-    both = sorted(before.keys() & after.keys())
-    return Diff(
-        added=sorted(after.keys() - before.keys()),
-        removed=sorted(before.keys() - after.keys()),
-        changed={
-            column: [
-                id if column == "sha256" else f"{id}: {_shown(before[id][column])} -> {_shown(after[id][column])}"
-                for id in both
-                if before[id][column] != after[id][column]
-            ]
-            for column in CHANGES
-        },
+    columns = ["id", *CHANGES]
+    before, after = (version.index(columns).sort_by("id") for version in (old, new))
+    was_there = pc.is_in(after["id"], value_set=before["id"])
+    is_there = pc.is_in(before["id"], value_set=after["id"])
+    found = Diff(
+        added=after["id"].filter(pc.invert(was_there)).to_pylist(),
+        removed=before["id"].filter(pc.invert(is_there)).to_pylist(),
+        changed={column: [] for column in CHANGES},
     )
-
-
-def _rows(version: DatasetVersion) -> dict[str, dict[str, Any]]:
-    rows = version.index().select(["id", *CHANGES]).to_pylist()
-    return {row["id"]: row for row in rows}
+    kept = rows(before.filter(is_there), columns), rows(after.filter(was_there), columns)
+    for (id, *one), (_, *other) in zip(*kept, strict=True):
+        if one == other:
+            continue
+        for column, was, now in zip(CHANGES, one, other, strict=True):
+            if was != now:
+                found.changed[column].append(id if column == "sha256" else f"{id}: {_shown(was)} -> {_shown(now)}")
+    return found
 
 
 def _shown(value: Any) -> str:

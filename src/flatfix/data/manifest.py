@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from operator import itemgetter
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flatfix.data.index import rows
 from flatfix.errors import UserError
 
 SCHEMA_VERSION = 1
 
+# What a picture adds to the digest: its name, how it is labelled and the sha256 of its bytes.
+CONTENT = ("id", "split", "label", "target", "group", "sha256")
+NUM_MERGED = 256  # rows of each part of an index
+
 Scalar = str | int | float | bool | None
 Colour = tuple[float, float, float]  # red, green, blue, 0 to 1
-
-
-class Content(NamedTuple):
-    """What one picture adds to the digest: its name, how it is labelled and the sha256 of its bytes."""
-
-    id: str
-    split: str
-    label: str
-    target: tuple[float, ...] | None
-    group: str | None
-    sha256: str
-
-    @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Content:
-        """Take what counts from a row of the index."""
-        target = None if row["target"] is None else tuple(map(float, row["target"]))
-        return cls(row["id"], row["split"], row["label"], target, row["group"], row["sha256"])
 
 
 @dataclass(frozen=True)
@@ -114,8 +107,16 @@ def _json(values: Mapping[str, Any]) -> bytes:
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def digest(classes: Iterable[str], contents: Iterable[Content]) -> str:
-    """Return the sha256 over the classes in order, then the pictures sorted by id, one line of JSON each."""
-    lines = [json.dumps(list(classes))]
-    lines += (json.dumps(content) for content in sorted(contents))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+def digest(classes: Iterable[str], index: pa.Table) -> str:
+    """Return the sha256 over the classes in order, then `CONTENT` of the pictures sorted by id, a line of JSON each."""
+    sha256 = hashlib.sha256(json.dumps(list(classes)).encode())
+    for row in heapq.merge(*map(_by_id, index.select(CONTENT).to_batches()), key=itemgetter(0)):
+        sha256.update(b"\n" + json.dumps(row).encode())
+    return sha256.hexdigest()
+
+
+def _by_id(batch: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows sorted by the first column; few are Python objects at a time, because many batches are merged."""
+    order = pc.sort_indices(batch.column(0))
+    for start in range(0, len(order), NUM_MERGED):
+        yield from rows(pa.table(batch.take(order.slice(start, NUM_MERGED))), CONTENT)

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from flatfix.console import say
 from flatfix.data.blobs import file_sha256
 from flatfix.data.commit import commit
-from flatfix.data.findings import findings, near_duplicates, refuse_copies_across_splits
-from flatfix.data.manifest import Colour, Content, Manifest, Scalar, Shard, digest
+from flatfix.data.findings import find_copies, findings, near_duplicates, refuse_copies_across_splits
+from flatfix.data.index import rows
+from flatfix.data.manifest import Colour, Manifest, Scalar, Shard, digest
 from flatfix.data.sources.base import Record, Source
-from flatfix.data.splits import SPLITS, SplitRule, assign, rank, tally
+from flatfix.data.splits import SPLITS, SplitRule, assign, ranked, tally
 from flatfix.data.staging import stage
 from flatfix.data.store import Store
 from flatfix.data.version import (
     INDEX_NAME,
-    INDEX_SCHEMA,
     DatasetVersion,
     is_held,
     not_held,
@@ -63,22 +61,25 @@ def publish(
     """
     one_of("dataset.on_bad_image", on_bad_image, ON_BAD_IMAGE)
     version_key(name, version)  # a wrong name is known now, not after the reading
+    store.check_writable()
     with TemporaryDirectory(prefix="flatfix-publish-") as temporary:
         folder = Path(temporary)
-        staged = stage(source, _plan(source, rule), folder, shard_bytes)
+        records = source.records()
+        staged = stage(source, _planned(records, rule), len(records), folder, shard_bytes)
         if staged.unreadable and on_bad_image == "error":
             raise _unreadable(staged.unreadable)
         if not staged.levels.any():
             raise UserError(f"dataset.source: no readable train picture for {name}/{version}.")
+        index = staged.content
+        copies = find_copies(index)
         if not allow_duplicates:
-            refuse_copies_across_splits(staged.rows)
-        pq.write_table(pa.Table.from_pylist(staged.rows, schema=INDEX_SCHEMA), folder / INDEX_NAME)
-        splits = tally(((row["split"], row["label"]) for row in staged.rows), source.classes)
+            refuse_copies_across_splits(copies)
+        splits = tally(rows(index, ("split", "label")), source.classes)
         mean, std = _mean_and_std(staged.levels)
         manifest = Manifest(
             name=name,
             version=version,
-            digest=digest(source.classes, map(Content.of, staged.rows)),
+            digest=digest(source.classes, index),
             classes=source.classes,
             splits=splits,
             mean=mean,
@@ -88,8 +89,8 @@ def publish(
             shards=tuple(_shard(folder / shard) for shard in staged.shard_names),
             index_sha256=file_sha256(folder / INDEX_NAME),
             findings=(
-                *findings(staged.rows, splits, source.classes, keeps_groups=rule.groups == "keep"),
-                *near_duplicates(staged.rows, staged.hashes),
+                *findings(index, copies, splits, source.classes, keeps_groups=rule.groups == "keep"),
+                *near_duplicates(index, staged.hashes),
                 *(f"skipped {file}" for file in staged.unreadable),
             ),
             parent=parent,
@@ -141,34 +142,36 @@ def resolve(
     return open_version(store, name, version)
 
 
-def _plan(source: Source, rule: SplitRule) -> list[Record]:
-    """Give every record its final id and split, and an order in which any run of pictures is a fair sample."""
-    records = _with_final_ids(source.records())
-    records = [replace(record, split=split) for record, split in zip(records, assign(records, rule), strict=True)]
-    return sorted(records, key=lambda record: (SPLITS.index(str(record.split)), rank(record.id)))
+def _planned(records: Sequence[Record], rule: SplitRule) -> Iterator[Record]:
+    """Yield every record with its final id and split, in an order in which any run of pictures is a fair sample."""
+    ids = _final_ids(records)
+    splits = assign(records, ids, rule)
+    for row in ranked(ids, within=[np.fromiter(map(SPLITS.index, splits), np.int64, len(splits))]):
+        yield replace(records[row], id=ids[row], split=splits[row])
 
 
-def _with_final_ids(records: Sequence[Record]) -> list[Record]:
+def _final_ids(records: Sequence[Record]) -> list[str]:
     """Make ids fit for the name of a tar member, and unique whatever the order of the records.
 
     Dots go, because WebDataset takes all after the first for the extension. Unicode is composed, because some file
     systems compose what others decompose. An id that is fit as it stands is nobody else's.
     """
-    fit = {record.id: _fit_id(record.id) for record in records}
-    taken: set[str] = set()
-    renamed = []
-    for record in sorted(records, key=lambda record: (record.id != fit[record.id], record.id, record.location)):
-        id = stem = fit[record.id]
+    ids = [_fit_id(record.id) for record in records]
+    unfit = [row for row, (id, record) in enumerate(zip(ids, records, strict=True)) if id != record.id]
+    taken = {id for id, record in zip(ids, records, strict=True) if id == record.id} if unfit else set()
+    for row in sorted(unfit, key=lambda row: records[row].id):
+        stem = ids[row]
         number = 1
-        while id in taken:
+        while ids[row] in taken:
             number += 1
-            id = f"{stem}~{number}"
-        taken.add(id)
-        renamed.append(replace(record, id=id))
-    return renamed
+            ids[row] = f"{stem}~{number}"
+        taken.add(ids[row])
+    return ids
 
 
 def _fit_id(id: str) -> str:
+    if id.isprintable() and "." not in id and id[:1] != "/" != id[-1:] and unicodedata.is_normalized("NFC", id):
+        return id  # the same text, not a copy of it
     text = unicodedata.normalize("NFC", id).strip("/")
     return "".join("_" if char == "." or not char.isprintable() else char for char in text)
 

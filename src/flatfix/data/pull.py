@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,13 +14,16 @@ from flatfix.data.sources.published import PublishedSource
 from flatfix.data.version import DatasetVersion
 from flatfix.errors import UserError
 
+MAX_NAME_BYTES = 255  # of a file or folder, on every file system in common use
+
 
 def pull(version: DatasetVersion, folder: Path) -> None:
     """Write the original bytes of every picture to `<folder>/<split>/<class>/…`.
 
     The folder appears whole or not at all. Below its class a picture lies under its id, which loses the split and
-    class that it begins with, unless two pictures would then be one. A `FolderSource` reads the folder; groups and
-    targets are not in it.
+    class that it begins with, unless two pictures would then be one. A name that is too long for a disk, as keys in
+    S3 can be, is cut, and `~` and 32 digits of its sha256 then keep it apart from others that begin alike. A
+    `FolderSource` reads the folder; groups and targets are not in it.
 
     Raises:
         UserError: for a folder that holds something, or a class whose name cannot be a folder's.
@@ -27,7 +32,7 @@ def pull(version: DatasetVersion, folder: Path) -> None:
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"to={folder}: there is something already. Name a folder that is new or empty.")
     for label in version.manifest.classes:
-        if "/" in label or label.startswith("."):
+        if "/" in label or label.startswith(".") or len(label.encode()) > MAX_NAME_BYTES:
             raise UserError(f"action=pull: the class {label!r} of {version.manifest.name} cannot be a visible folder.")
     source = PublishedSource(version)
     records = source.records()
@@ -53,8 +58,20 @@ def _paths(records: Sequence[Record]) -> list[str]:
     ]
     for ids in (short, [record.id for record in records]):
         paths = [
-            f"{record.split}/{record.label}/{id}.{record.extension}" for record, id in zip(records, ids, strict=True)
+            f"{record.split}/{record.label}/{_fitting(f'{id}.{record.extension}')}"
+            for record, id in zip(records, ids, strict=True)
         ]
         if len(set(paths)) == len(paths):
             break
     return paths
+
+
+def _fitting(path: str) -> str:
+    """Cut the names in a path that are too long, and end them in a hash of the whole name."""
+    return "/".join(_cut(name) if len(name.encode()) > MAX_NAME_BYTES else name for name in path.split("/"))
+
+
+def _cut(name: str) -> str:
+    whole = name.encode()
+    end = f"~{hashlib.sha256(whole).hexdigest()[:32]}{os.path.splitext(name)[1]}"
+    return whole[: MAX_NAME_BYTES - len(end)].decode(errors="ignore") + end

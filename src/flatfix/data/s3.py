@@ -1,4 +1,4 @@
-"""Objects in S3, or in any store that speaks its protocol: list and read them, and keep dataset versions in them.
+"""Objects in S3, or in any store that speaks its protocol: list, read and write them.
 
 Credentials, and address and region where no option names them, are had as every AWS tool has them: from the environment
 (`AWS_ENDPOINT_URL`, `AWS_PROFILE`, `AWS_ACCESS_KEY_ID` …), the files of `~/.aws`, or the machine's role.
@@ -6,15 +6,18 @@ Credentials, and address and region where no option names them, are had as every
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache, partial
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from contextlib import contextmanager, suppress
+from email.utils import parsedate_to_datetime
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-from boto3.s3.transfer import S3TransferRetriesExceededError, TransferConfig
 from boto3.session import Session
 from botocore.config import Config
 from botocore.exceptions import (
@@ -25,29 +28,35 @@ from botocore.exceptions import (
     ResponseStreamingError,
 )
 
-from flatfix.console import say
-from flatfix.data.blobs import Blobs
-from flatfix.data.store import Keys, LocalStore, StoreConflictError
 from flatfix.errors import UserError
+
+T = TypeVar("T")
 
 SCHEME = "s3://"
 CONNECTIONS = 16  # that one process keeps open: how many threads can read at a time
 ATTEMPTS = 5
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 30
-TRANSFER = TransferConfig(max_concurrency=CONNECTIONS)  # parts and ranges of 8 MiB
+PART_BYTES = 8 << 20
+MAX_PARTS = 10_000  # that S3 allows
+CHUNK_BYTES = 1 << 20
+ANYTHING = "anything"  # no tag: those of a server are in quotes
 BROKEN_OFF = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
 HINT = "S3 is reached as AWS_ENDPOINT_URL, AWS_PROFILE, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY say."
 
 
+class UnconditionalServerError(Exception):
+    """Report that a server cannot write under a condition."""
+
+
 @cache
-def client(endpoint_url: str | None = None, region: str | None = None) -> Any:
-    """Return this process's client of a server, which its threads may share.
+def client(endpoint_url: str | None = None, region: str | None = None, attempts: int = ATTEMPTS) -> Any:
+    """Return this process's client of a server, which its threads may share, and which repeats what fails.
 
     Two threads that ask first may make two; each has a session of its own, as boto3's default one is not thread-safe.
     """
     config = Config(
-        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        retries={"mode": "standard", "total_max_attempts": attempts},
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=READ_TIMEOUT_S,
         max_pool_connections=CONNECTIONS,
@@ -58,22 +67,35 @@ def client(endpoint_url: str | None = None, region: str | None = None) -> Any:
     return Session().client("s3", endpoint_url=endpoint_url, region_name=region, config=config)
 
 
-# A forked process that went on with its parent's connections would read the parent's answers (s3fs issue 369).
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Return the threads that move parts of any number of files: no more than there are connections."""
+    return ThreadPoolExecutor(CONNECTIONS)
+
+
+# A forked process that went on with its parent's connections would read the parent's answers (s3fs issue 369), and it
+# has none of its threads.
 os.register_at_fork(after_in_child=client.cache_clear)
+os.register_at_fork(after_in_child=_threads.cache_clear)
 
 
-def list_uris(uri: str, *server: str | None) -> Iterator[str]:
+def list_uris(uri: str, *server: str | None, is_deep: bool = True) -> Iterator[str]:
     """Yield the addresses of all objects whose address begins with `uri`, sorted by their UTF-8 bytes.
 
-    `server` is what `client` takes.
+    `server` is what `client` takes. Unless `is_deep`, objects whose address goes on with a slash later than `uri` are
+    not among them; what they have in common up to this slash is, once.
 
     Raises:
         UserError: when the bucket cannot be listed.
     """
     bucket, prefix = split(uri)
+    delimiter = {} if is_deep else {"Delimiter": "/"}
     with explained(uri, *server):
-        for page in client(*server).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-            yield from (f"{SCHEME}{bucket}/{item['Key']}" for item in page.get("Contents", []))
+        pages = client(*server).get_paginator("list_objects_v2")
+        for page in pages.paginate(Bucket=bucket, Prefix=prefix, **delimiter):
+            keys = [item["Key"] for item in page.get("Contents", [])]
+            keys += [item["Prefix"] for item in page.get("CommonPrefixes", [])]
+            yield from (f"{SCHEME}{bucket}/{key}" for key in keys)
 
 
 def read(uri: str, *server: str | None) -> bytes:
@@ -84,15 +106,141 @@ def read(uri: str, *server: str | None) -> bytes:
         PermissionError: when this object may not be read.
         UserError: when nothing can be read here.
     """
-    bucket, key = split(uri)
+
+    def attempt() -> bytes:
+        content: bytes = client(*server).get_object(**_names(uri))["Body"].read()
+        return content
+
     with explained(uri, *server):
-        for _ in range(ATTEMPTS - 1):
-            # botocore repeats a request that fails, but does not read a body again that breaks off.
-            try:
-                return _read(bucket, key, *server)
-            except BROKEN_OFF:
-                continue
-        return _read(bucket, key, *server)
+        return _persist(attempt)
+
+
+class Seen(NamedTuple):
+    """What an object holds, the tag that it has until it is written again, and how long ago it was written.
+
+    The age is by the server's own clock, in whole seconds.
+    """
+
+    content: bytes
+    tag: str
+    age_s: float
+
+
+def look(uri: str, *server: str | None) -> Seen:
+    """Return content, tag and age of an object; raises what `read` does."""
+
+    def attempt() -> Seen:
+        answer = client(*server).get_object(**_names(uri))
+        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        age = now - answer["LastModified"]
+        return Seen(answer["Body"].read(), answer["ETag"], age.total_seconds())
+
+    with explained(uri, *server):
+        return _persist(attempt)
+
+
+def touch(uri: str, *server: str | None) -> None:
+    """Begin to read an object and leave off; raises what `read` does."""
+    with explained(uri, *server):
+        client(*server).get_object(**_names(uri))["Body"].close()
+
+
+def sha256_at_upload(uri: str, *server: str | None) -> str | None:
+    """Return the sha256 that `upload` left with an object, or None where there is none or its size is another.
+
+    Raises what `read` does.
+    """
+    with explained(uri, *server):
+        answer = client(*server).head_object(**_names(uri))
+    sha256: str | None = answer["Metadata"].get("sha256")
+    return sha256 if answer["Metadata"].get("bytes") == str(answer["ContentLength"]) else None
+
+
+def put(uri: str, data: bytes, *server: str | None, over: str | None = ANYTHING, is_hasty: bool = False) -> str | None:
+    """Write an object and return its tag.
+
+    Args:
+        uri: its address.
+        data: its content.
+        *server: what `client` takes.
+        over: write only over the content with this tag, or only where there is nothing if None; return None if that
+            is not so. A request that is repeated as its answer was lost may be refused for what it wrote itself.
+        is_hasty: try once.
+
+    Raises:
+        UnconditionalServerError: when the server knows no such condition.
+        UserError: when nothing can be written.
+    """
+    condition = {} if over == ANYTHING else {"IfMatch": over} if over else {"IfNoneMatch": "*"}
+    with explained(uri, *server):
+        s3 = client(*server, attempts=1) if is_hasty else client(*server)
+        try:
+            answer = s3.put_object(**_names(uri), Body=data, **condition)
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            if condition and code == "NotImplemented":
+                raise UnconditionalServerError from error
+            if condition and code in ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"):
+                return None
+            raise
+    tag: str = answer["ETag"]
+    return tag
+
+
+def upload(path: Path, uri: str, *server: str | None, sha256: str, advance: Callable[[int], object]) -> None:
+    """Write a file to an object, which appears whole or not at all, several parts at a time.
+
+    `advance` is told how many bytes went; if it raises, the upload ends. Beside the content the object keeps the
+    file's sha256, for `sha256_at_upload`. `server` is what `client` takes.
+
+    Raises:
+        UserError: when nothing can be written.
+    """
+    num_bytes = path.stat().st_size
+    metadata = {"sha256": sha256, "bytes": str(num_bytes)}
+    s3 = client(*server)
+    with explained(uri, *server):
+        if num_bytes <= PART_BYTES:
+            s3.put_object(**_names(uri), Body=path.read_bytes(), Metadata=metadata)
+            advance(num_bytes)
+            return
+        begun = _names(uri) | {"UploadId": s3.create_multipart_upload(**_names(uri), Metadata=metadata)["UploadId"]}
+
+        def send(number: int, start: int, length: int) -> dict[str, str | int]:
+            with path.open("rb") as file:
+                file.seek(start)
+                answer = s3.upload_part(**begun, PartNumber=number, Body=file.read(length))
+            return {"PartNumber": number, "ETag": answer["ETag"]}
+
+        try:
+            s3.complete_multipart_upload(**begun, MultipartUpload={"Parts": _each_part(num_bytes, send, advance)})
+        except BaseException:
+            with suppress(ClientError, BotoCoreError):
+                client(*server, attempts=1).abort_multipart_upload(**begun)
+            raise
+
+
+def download(uri: str, path: Path, *server: str | None) -> None:
+    """Write the content of an object to a file, several ranges at a time; `server` is what `client` takes.
+
+    Raises:
+        OSError: what `read` does, or when the file cannot be written.
+        UserError: when nothing can be read here.
+    """
+    with explained(uri, *server):
+        num_bytes = client(*server).head_object(**_names(uri))["ContentLength"]
+        path.write_bytes(b"")
+
+        def fill(number: int, start: int, length: int) -> None:
+            def attempt() -> None:
+                answer = client(*server).get_object(**_names(uri), Range=f"bytes={start}-{start + length - 1}")
+                with path.open("r+b") as file:
+                    file.seek(start)
+                    shutil.copyfileobj(answer["Body"], file, CHUNK_BYTES)
+
+            _persist(attempt)
+
+        _each_part(num_bytes, fill)
 
 
 def split(uri: str) -> tuple[str, str]:
@@ -128,166 +276,41 @@ def explained(uri: str, *server: str | None) -> Iterator[None]:
             where = client(*server).meta.endpoint_url
             raise UserError(f"{uri}: no such bucket at {where}. AWS_ENDPOINT_URL names another server.") from error
         raise UserError(f"{uri}: {code}: {message.rstrip('.')}. {HINT}") from error
-    except (
-        BotoCoreError,
-        S3TransferRetriesExceededError,
-        ValueError,
-    ) as error:  # botocore reports a malformed AWS_ENDPOINT_URL as a ValueError
+    except (BotoCoreError, ValueError) as error:  # botocore reports a malformed AWS_ENDPOINT_URL as a ValueError
         raise UserError(f"{uri}: {str(error).rstrip('.')}. {HINT}") from error
 
 
-class S3Store:
-    """Keep dataset versions below `s3://bucket/prefix`; what is fetched is kept in `blobs`.
+def _names(uri: str) -> dict[str, str]:
+    return dict(zip(("Bucket", "Key"), split(uri), strict=True))
 
-    Manifests that were read are kept beside the blobs, for `OfflineS3Store`.
+
+def _each_part(
+    num_bytes: int, work: Callable[[int, int, int], T], advance: Callable[[int], object] = lambda num_bytes: None
+) -> list[T]:
+    """Do the work on each part of so many bytes, in the threads of this process, and return what it gives in order.
+
+    The work takes the part's number, from 1 on, its start and its length; `advance` is told the length of those that
+    are done. When an error is raised none of the work goes on.
     """
+    size = max(PART_BYTES, -(-num_bytes // MAX_PARTS))
+    lengths = [min(size, num_bytes - start) for start in range(0, num_bytes, size)]
+    parts = {
+        _threads().submit(work, number + 1, number * size, length): length for number, length in enumerate(lengths)
+    }
+    try:
+        for part in as_completed(parts):
+            part.result()
+            advance(parts[part])
+    finally:
+        wait([part for part in parts if not part.cancel()])
+    return [part.result() for part in parts]
 
-    is_local = False
 
-    def __init__(self, uri: str, endpoint_url: str | None, region: str | None, blobs: Blobs) -> None:
-        self.uri = _checked(uri)
-        self._server = (endpoint_url, region)
-        self._blobs = blobs
-        self._seen = LocalStore(_seen_folder(self.uri, endpoint_url, blobs))
-
-    def exists(self, key: str) -> bool:
-        """Say whether the object is there, by asking for it: the answer to HEAD does not tell a wrong bucket."""
+def _persist(attempt: Callable[[], T]) -> T:
+    """Make an attempt again when a body breaks off, after a while that grows; botocore repeats requests alone."""
+    for number in range(1, ATTEMPTS):
         try:
-            with self._explained(key):
-                self._client().get_object(**self._object(key))["Body"].close()
-        except FileNotFoundError:
-            return False
-        return True
-
-    def read(self, key: str) -> bytes:
-        """Return the object's content."""
-        with self._explained(key):
-            content = read(f"{self.uri}/{key}", *self._server)
-        self._seen.put_bytes(key, content)
-        return content
-
-    def fetch(self, key: str, sha256: str) -> Path:
-        """Return the copy in the cache, downloaded if need be."""
-        return self._blobs.get(sha256, lambda path: self.download(key, path))
-
-    def download(self, key: str, path: Path) -> None:
-        """Write the object's content to a file, several ranges at a time; FileNotFoundError where there is none."""
-        say(f"fetching {self.uri}/{key}")
-        with path.open("wb") as file, self._explained(key):
-            self._client().download_fileobj(**self._object(key), Fileobj=file, Config=TRANSFER)
-
-    def list(self, prefix: str) -> Keys:
-        """Return the keys that begin with the prefix."""
-        start = len(self.uri) + 1
-        with self._explained(prefix):
-            return [uri[start:] for uri in list_uris(f"{self.uri}/{prefix}", *self._server)]
-
-    def lock(self, prefix: str) -> AbstractContextManager[None]:
-        """Keep nobody out: S3 has no locks. Of two that publish one version, the first to put its manifest wins.
-
-        Should their content differ, the shards of one may be under the manifest of the other: that version is damaged
-        and is never used, as no sha256 fits.
-        """
-        return nullcontext()
-
-    def put_file(self, key: str, path: Path) -> None:
-        """Upload the file, several parts at a time; an upload that breaks off leaves no object."""
-        with path.open("rb") as file, self._explained(key):
-            self._client().upload_fileobj(Fileobj=file, **self._object(key), Config=TRANSFER)
-
-    def put_bytes(self, key: str, data: bytes, exclusive: bool = False) -> None:
-        """Write the object; with `exclusive`, the server lets only one writer win, or what is read back says who won.
-
-        The server's refusal is not enough: it may be of a repetition, when the answer to the first request was lost.
-        """
-        if exclusive and self.exists(key):  # some servers pass over the condition
-            raise StoreConflictError(f"{key} is already in {self.uri}")
-        with self._explained(key):
-            put = partial(self._client().put_object, **self._object(key), Body=data)
-            if not exclusive:
-                put()
-                return
-            try:
-                put(IfNoneMatch="*")
-            except ClientError as error:
-                if error.response["Error"]["Code"] == "NotImplemented":
-                    put()
-                elif error.response["Error"]["Code"] not in ("PreconditionFailed", "ConditionalRequestConflict"):
-                    raise
-            if read(f"{self.uri}/{key}", *self._server) != data:
-                raise StoreConflictError(f"{key} is already in {self.uri}")
-
-    def _client(self) -> Any:
-        return client(*self._server)
-
-    def _object(self, key: str) -> dict[str, str]:
-        bucket, name = split(f"{self.uri}/{key}")
-        return {"Bucket": bucket, "Key": name}
-
-    @contextmanager
-    def _explained(self, key: str) -> Iterator[None]:
-        """Raise a UserError that names the options, but for an object that is not there."""
-        try:
-            with explained(f"{self.uri}/{key}", *self._server):
-                yield
-        except PermissionError as error:
-            raise UserError(f"store.uri={self.uri}: no permission to read {str(error).rstrip('.')}. {HINT}") from error
-        except UserError as error:
-            endpoint = self._server[0] or "null"
-            raise UserError(f"store.uri={self.uri} store.endpoint_url={endpoint}: {error}") from error
-
-
-class OfflineS3Store(LocalStore):
-    """Be what the cache holds of an S3 store, without a request."""
-
-    is_local = False
-
-    def __init__(self, uri: str, endpoint_url: str | None, region: str | None, blobs: Blobs) -> None:
-        super().__init__(_seen_folder(_checked(uri), endpoint_url, blobs))
-        self._uri = _checked(uri)
-        self._blobs = blobs
-
-    @property
-    def uri(self) -> str:
-        """The store's address, and that it is not asked."""
-        return f"{self._uri} (dataset.offline=true: as far as {self._blobs.folder.parent} holds it)"
-
-    def fetch(self, key: str, sha256: str) -> Path:
-        """Return the copy in the cache.
-
-        Raises:
-            UserError: when there is none.
-        """
-        if path := self._blobs.find(sha256):
-            return path
-        raise UserError(
-            f"dataset.offline=true: {key} of {self._uri} is not in {self._blobs.folder}. Run once without "
-            "dataset.offline, and with a dataset.cache_gigabytes that the version fits into."
-        )
-
-    def put_file(self, key: str, path: Path) -> None:
-        """Refuse."""
-        raise UserError(f"dataset.offline=true: nothing can be published to {self._uri}.")
-
-    def put_bytes(self, key: str, data: bytes, exclusive: bool = False) -> None:
-        """Refuse."""
-        raise UserError(f"dataset.offline=true: nothing can be published to {self._uri}.")
-
-
-def _read(bucket: str, key: str, *server: str | None) -> bytes:
-    content: bytes = client(*server).get_object(Bucket=bucket, Key=key)["Body"].read()
-    return content
-
-
-def _checked(uri: str) -> str:
-    if not uri.startswith(SCHEME):
-        raise UserError(f"store.uri={uri}: expected {SCHEME}bucket/prefix. A folder is store=local.")
-    split(uri)
-    return uri.rstrip("/")
-
-
-def _seen_folder(uri: str, endpoint_url: str | None, blobs: Blobs) -> Path:
-    """Return where manifests of this store are kept: another server may have a bucket of the same name."""
-    server = endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    name = hashlib.sha256(f"{server} {uri}".encode()).hexdigest()[:32]
-    return blobs.folder.parent / "manifests" / name
+            return attempt()
+        except BROKEN_OFF:
+            time.sleep(random.SystemRandom().uniform(0, 0.25 * 2**number))
+    return attempt()

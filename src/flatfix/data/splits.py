@@ -6,7 +6,11 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, compress, pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from flatfix.data.sources.base import Record
 from flatfix.errors import UserError, one_of
@@ -88,6 +92,21 @@ def rank(id: str, seed: int = 0) -> bytes:
     return hashlib.sha256(f"{seed}:{id}".encode()).digest()
 
 
+def ranked(ids: Sequence[str], seed: int = 0, within: Sequence[NDArray[np.int64]] = ()) -> NDArray[np.int64]:
+    """Return the positions that sort the ids by `within`, the first key first, and then by rank; ties keep their order.
+
+    Args:
+        ids: `[N]`.
+        seed: of the rank.
+        within: keys `[N]`.
+    """
+    ranks = bytearray()  # sorting a million bytes objects would take four times the memory
+    for id in ids:
+        ranks += rank(id, seed)
+    words = np.frombuffer(ranks, ">u8").reshape(-1, 4)
+    return np.lexsort([*words.T[::-1], *reversed(within)])
+
+
 def quotas(sizes: Sequence[int], fraction: float) -> list[int]:
     """Round `fraction` of each stratum so that the total is rounded only once.
 
@@ -97,8 +116,8 @@ def quotas(sizes: Sequence[int], fraction: float) -> list[int]:
     return [after - before for before, after in pairwise(ends)]
 
 
-def assign(records: Sequence[Record], rule: SplitRule) -> list[str]:
-    """Return train, val or test for each record; ids must be unique.
+def assign(records: Sequence[Record], ids: Sequence[str], rule: SplitRule) -> list[str]:
+    """Return train, val or test for each record, drawn by `ids`, which are unique.
 
     A split that the source gives stands. A split that it does not give is drawn from the rest, and where it gives
     train, from train; with `keep`, pictures without a split go where the source has put others of their group.
@@ -109,12 +128,16 @@ def assign(records: Sequence[Record], rule: SplitRule) -> list[str]:
         UserError: when a split with a fraction above 0 would stay empty.
     """
     given = {record.split for record in records}
-    followed = _followed(records) if rule.groups == "keep" else {}
-    pool = [record for record in records if record.split in (None, "train") and record.id not in followed]
+    splits = _given(records, rule)
+    is_drawn = [split == "train" for split in splits]
+    pool = list(compress(records, is_drawn))
     test = 0.0 if "test" in given else rule.test_fraction
     val = 0.0 if "val" in given else rule.val_fraction
-    drawn = followed | _draw(pool, rule, test, test + val)
-    splits = [drawn.get(record.id, record.split or "train") for record in records]
+    strata = _strata(
+        list(compress(ids, is_drawn)), [record.label for record in pool], [record.group for record in pool], rule
+    )
+    drawn = iter(_drawn(strata, len(pool), test, test + val))
+    splits = [next(drawn) if split == "train" else split for split in splits]
     for split, fraction in (("train", 1.0), ("val", val), ("test", test)):
         if fraction and split not in splits:
             raise UserError(
@@ -125,16 +148,13 @@ def assign(records: Sequence[Record], rule: SplitRule) -> list[str]:
     return splits
 
 
-def _followed(records: Sequence[Record]) -> dict[str, str]:
-    """Return the split of each picture without one whose group the source has put into val or test."""
-    split_of_group = {
-        record.group: split for split in ("val", "test") for record in records if record.split == split and record.group
-    }
-    return {
-        record.id: split_of_group[record.group]
-        for record in records
-        if record.split is None and record.group in split_of_group
-    }
+def _given(records: Sequence[Record], rule: SplitRule) -> list[str]:
+    """Return the split of each record, with `keep` that of others of its group in val or test, or train for now."""
+    split_of_group: dict[str | None, str] = {}
+    if rule.groups == "keep":
+        for split in ("val", "test"):
+            split_of_group |= {record.group: split for record in records if record.split == split and record.group}
+    return [record.split or split_of_group.get(record.group, "train") for record in records]
 
 
 def folds(pool: Sequence[Labelled], num_folds: int, rule: SplitRule) -> dict[str, int]:
@@ -146,25 +166,29 @@ def folds(pool: Sequence[Labelled], num_folds: int, rule: SplitRule) -> dict[str
     Raises:
         UserError: when a class does not reach every fold.
     """
-    fold_of: dict[str, int] = {}
+    ids, labels, groups = zip(*pool, strict=True) if pool else ((), (), ())
+    fold_of = np.empty(len(pool), np.int64)
     sizes = [0] * num_folds
-    for units in _strata(pool, rule):
+    for stratum in _strata(ids, labels, groups, rule):
         shares = [0] * num_folds
-        for unit in sorted(units, key=len, reverse=True):
+        chosen = np.empty_like(stratum.sizes)
+        largest_first = np.argsort(-stratum.sizes, kind="stable")
+        for unit, size in zip(largest_first.tolist(), stratum.sizes[largest_first].tolist(), strict=True):
             *_, fold = min(zip(shares, sizes, range(num_folds), strict=True))
-            fold_of.update(dict.fromkeys(unit, fold))
-            shares[fold] += len(unit)
-            sizes[fold] += len(unit)
+            chosen[unit] = fold
+            shares[fold] += size
+            sizes[fold] += size
+        fold_of[stratum.rows] = np.repeat(chosen, stratum.sizes)
     reached = defaultdict(set)
-    for id, label, _ in pool:
-        reached[label].add(fold_of[id])
+    for label, fold in zip(labels, fold_of.tolist(), strict=True):
+        reached[label].add(fold)
     for label, held in sorted(reached.items()):
         if len(held) < num_folds:
             raise UserError(
                 f"dataset.num_folds={num_folds}: the train and val pictures of class {label} reach {len(held)} folds "
                 f"only (dataset.split.groups={rule.groups}). Choose fewer folds, or add pictures of that class."
             )
-    return fold_of
+    return dict(zip(ids, fold_of.tolist(), strict=True))
 
 
 def tally(pictures: Iterable[tuple[str, str]], classes: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -173,32 +197,59 @@ def tally(pictures: Iterable[tuple[str, str]], classes: Sequence[str]) -> dict[s
     return {split: {label: counts[split, label] for label in classes} for split in SPLITS}
 
 
-def _draw(pool: Sequence[Record], rule: SplitRule, test: float, test_and_val: float) -> dict[str, str]:
-    """Return the split of each id: the first ranks of every stratum are test, the next val, the rest train."""
-    strata = _strata([(record.id, record.label, record.group) for record in pool], rule)
-    sizes = [sum(map(len, units)) for units in strata]
-    splits = {}
-    for units, test_end, val_end in zip(strata, quotas(sizes, test), quotas(sizes, test_and_val), strict=True):
-        position = 0
-        for unit in units:
-            middle = position + len(unit) / 2
-            split = "test" if middle < test_end else "val" if middle < val_end else "train"
-            splits.update(dict.fromkeys(unit, split))
-            position += len(unit)
-    return splits
+class _Stratum(NamedTuple):
+    """Hold units, each of which goes to one split or fold: a whole group, or one picture.
+
+    Attributes:
+        rows: of the pictures, unit by unit.
+        sizes: number of pictures of each unit.
+    """
+
+    rows: NDArray[np.int64]
+    sizes: NDArray[np.int64]
 
 
-def _strata(pool: Iterable[Labelled], rule: SplitRule) -> list[list[list[str]]]:
-    """Return strata of units of ids: a unit is a whole group, or one picture."""
-    units = defaultdict(list)
-    for id, label, group in pool:
-        is_whole = rule.groups == "keep" and group is not None
-        units[is_whole, group if is_whole else id].append((id, label, group))
-    strata = defaultdict(list)
-    for key in sorted(units, key=lambda key: (rank(str(key[1]), rule.seed), key[0])):
-        members = units[key]
-        labels = [label for _, label, _ in members]
-        main_label = max(sorted(set(labels)), key=labels.count)
-        part = members[0][2] if rule.groups == "stratify" else None
-        strata[main_label, part or ""].append([id for id, _, _ in members])
-    return [strata[key] for key in sorted(strata)]
+def _drawn(strata: Sequence[_Stratum], num_pictures: int, test: float, test_and_val: float) -> list[str]:
+    """Return the split of each picture: the first units of every stratum are test, the next val, the rest train."""
+    sizes = [len(stratum.rows) for stratum in strata]
+    splits = np.empty(num_pictures, np.int64)
+    for stratum, test_end, val_end in zip(strata, quotas(sizes, test), quotas(sizes, test_and_val), strict=True):
+        middles = np.cumsum(stratum.sizes) - stratum.sizes / 2
+        of_units = np.where(middles < test_end, 2, np.where(middles < val_end, 1, 0))
+        splits[stratum.rows] = np.repeat(of_units, stratum.sizes)
+    return [SPLITS[split] for split in splits.tolist()]
+
+
+def _strata(ids: Sequence[str], labels: Sequence[str], groups: Sequence[str | None], rule: SplitRule) -> list[_Stratum]:
+    """Return units of the same class (and group, with `stratify`), in an order without pattern."""
+    main, part = _codes(labels), _codes(groups)
+    if rule.groups == "keep" and part.any():
+        unit_of = np.where(part, len(ids) + part, np.arange(len(ids)))  # groups come after single pictures
+        _, first, unit_of, sizes = np.unique(unit_of, return_index=True, return_inverse=True, return_counts=True)
+        main, part = _most_frequent(unit_of, main), np.zeros_like(first)
+        order = ranked([groups[row] or ids[row] for row in first.tolist()], rule.seed, within=(main, part))
+        sizes = sizes[order]
+        rows = np.argsort(np.argsort(order)[unit_of], kind="stable")
+    else:
+        rows = order = ranked(ids, rule.seed, within=(main, part))
+        sizes = np.ones_like(order)
+    bounds = np.flatnonzero(np.diff(main[order]) | np.diff(part[order])) + 1
+    strata = zip(np.split(rows, np.cumsum(sizes)[bounds - 1]), np.split(sizes, bounds), strict=True)
+    return [_Stratum(*stratum) for stratum in strata] if len(ids) else []
+
+
+def _codes(values: Sequence[str | None]) -> NDArray[np.int64]:
+    """Return the position of each value among all, sorted, counted from 1; 0 for None and an empty text."""
+    code = {value: number for number, value in enumerate(sorted({"", *(value or "" for value in values)}))}
+    return np.fromiter((code[value or ""] for value in values), np.int64, len(values))
+
+
+def _most_frequent(unit_of: NDArray[np.int64], label_of: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the label that most pictures of each unit have, the first of several."""
+    num_labels = int(label_of.max(initial=0)) + 1
+    pairs, counts = np.unique(unit_of * num_labels + label_of, return_counts=True)
+    units, labels = np.divmod(pairs, num_labels)
+    order = np.lexsort((labels, -counts, units))
+    _, first = np.unique(units[order], return_index=True)
+    most: NDArray[np.int64] = labels[order][first]
+    return most

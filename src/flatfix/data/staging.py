@@ -3,40 +3,43 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from flatfix.console import progress
 from flatfix.data.ahead import map_ahead
+from flatfix.data.decoders import num_cores
+from flatfix.data.index import INDEX_SCHEMA, IndexWriter, Row
 from flatfix.data.likeness import difference_hash
+from flatfix.data.manifest import CONTENT
 from flatfix.data.shards import ShardWriter
 from flatfix.data.sources.base import Record, Source
+from flatfix.data.version import INDEX_NAME
 from flatfix.inference.decode import UnreadableImageError, decode
 
-Row = dict[str, Any]  # one line of the index, by the names of `version.INDEX_SCHEMA`
-AHEAD = 64  # pictures in memory at a time: enough to keep every thread busy
+CHUNK = 8  # pictures that a thread examines before it waits for the interpreter to hand them over
 
 
 @dataclass(frozen=True)
 class Staged:
-    """What a folder of shards holds.
+    """Say what was written into a folder.
 
     Attributes:
-        rows: of the index, in the order of the shards.
+        content: the columns `CONTENT` of the index, which has the order of the shards.
         shard_names: of the tar files in the folder.
         unreadable: location and reason of every picture left out, sorted.
         levels: `[3, 256]`, how often each level of red, green and blue occurs in the train pictures, where every
             picture adds 1 to each channel.
-        hashes: `[N, 2]`, see `likeness.difference_hash`, for each of `rows`.
+        hashes: `[N, 2]`, see `likeness.difference_hash`, for each row of the index.
     """
 
-    rows: list[Row]
+    content: pa.Table
     shard_names: list[str]
     unreadable: list[str]
     levels: NDArray[np.float64]
@@ -54,14 +57,17 @@ class _Picture:
     hash: NDArray[np.uint64]
 
 
-def stage(source: Source, records: Sequence[Record], folder: Path, shard_bytes: int) -> Staged:
-    """Write the readable pictures into shards, in the order of `records`."""
-    rows: list[Row] = []
+def stage(source: Source, records: Iterable[Record], num_pictures: int, folder: Path, shard_bytes: int) -> Staged:
+    """Write the readable pictures into shards, and the index, in the order of `records`."""
     unreadable: list[str] = []
     levels = np.zeros((3, 256))
     hashes = bytearray()
-    with ShardWriter(folder, shard_bytes) as shards, progress("Publishing", len(records)) as advance:
-        for picture in map_ahead(partial(_examine, source), records, AHEAD):
+    with (
+        ShardWriter(folder, shard_bytes) as shards,
+        IndexWriter(folder / INDEX_NAME, CONTENT) as index,
+        progress("Publishing", num_pictures) as advance,
+    ):
+        for picture in _examined(source, records):
             advance(1)
             if isinstance(picture, str):
                 unreadable.append(picture)
@@ -69,11 +75,25 @@ def stage(source: Source, records: Sequence[Record], folder: Path, shard_bytes: 
             row: Row = {name: getattr(picture.record, name) for name in ("id", "split", "label", "target", "group")}
             row |= shards.add(picture.record, picture.data)._asdict()
             row |= {name: getattr(picture, name) for name in ("width", "height", "sha256")}
-            rows.append(row)
+            index.add(row)
             hashes += picture.hash.tobytes()
             if picture.record.split == "train":
                 levels += picture.levels
-    return Staged(rows, shards.names, sorted(unreadable), levels, np.frombuffer(hashes, np.uint64).reshape(-1, 2))
+    content = pa.concat_tables(index.parts or [INDEX_SCHEMA.empty_table().select(CONTENT)])
+    return Staged(content, shards.names, sorted(unreadable), levels, np.frombuffer(hashes, np.uint64).reshape(-1, 2))
+
+
+def _examined(source: Source, records: Iterable[Record]) -> Iterator[_Picture | str]:
+    """Yield each picture, or its location and why it cannot be read, while threads examine the next ones."""
+    num_threads = source.num_readers or num_cores()
+    rest = iter(records)
+    chunks = iter(lambda: list(islice(rest, CHUNK)), [])
+
+    def examine(chunk: Sequence[Record]) -> list[_Picture | str]:
+        return [_examine(source, record) for record in chunk]
+
+    for pictures in map_ahead(examine, chunks, num_threads + 2, num_threads):
+        yield from pictures
 
 
 def _examine(source: Source, record: Record) -> _Picture | str:

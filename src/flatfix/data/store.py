@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
+from flatfix.console import say
 from flatfix.data.blobs import Blobs, DamagedFileError, file_sha256
 from flatfix.errors import UserError
 from flatfix.files import replacing
 
 Keys = list[str]  # inside a class with a method `list`, the name means the method
+Advance = Callable[[int], object]  # is told how many more bytes are done; raises to end the work
+Confirm = Callable[[], None]  # returns if a lock is still held, or raises UserError
+HIDDEN = "."  # what a name that begins so holds is no part of a version
+CHUNK_BYTES = 1 << 20
 
 
 class StoreConflictError(Exception):
@@ -36,7 +40,7 @@ def open_store(
     if "endpoint_url" not in options:
         return LocalStore(options["uri"])
     # These import boto3, which takes half a second.
-    from flatfix.data.s3 import OfflineS3Store, S3Store
+    from flatfix.data.s3_store import OfflineS3Store, S3Store
 
     blobs = Blobs(Path(cache) / "blobs", None if gigabytes is None else int(gigabytes * 1e9))
     return (OfflineS3Store if is_offline else S3Store)(**options, blobs=blobs)
@@ -53,6 +57,10 @@ class Store(Protocol):
     @property
     def is_local(self) -> bool:
         """Whether the files lie on this machine."""
+        ...
+
+    def check_writable(self) -> None:
+        """Raise UserError where nothing can be put."""
         ...
 
     def exists(self, key: str) -> bool:
@@ -73,18 +81,23 @@ class Store(Protocol):
         ...
 
     def list(self, prefix: str) -> Keys:
-        """Return the keys that begin with the prefix, sorted."""
+        """Return the keys that begin with the prefix, sorted; not those whose last part begins with a dot."""
         ...
 
-    def lock(self, prefix: str) -> AbstractContextManager[None]:
+    def lock(self, prefix: str) -> AbstractContextManager[Confirm]:
         """Keep other publishers from the keys below the prefix until the context ends, or this process does.
 
-        Advisory: where a store cannot, an exclusive put decides.
+        The second waits. What is yielded is to be called before each write: a lock may be lost. Where a store cannot
+        lock it says so, and an exclusive put decides.
         """
         ...
 
-    def put_file(self, key: str, path: Path) -> None:
-        """Copy a local file to the key."""
+    def holds(self, key: str, sha256: str) -> bool:
+        """Say whether the key holds a file with that sha256; over a network, one that was put there as such."""
+        ...
+
+    def put_file(self, key: str, path: Path, sha256: str, advance: Advance) -> None:
+        """Copy a local file, which has that sha256, to the key."""
         ...
 
     def put_bytes(self, key: str, data: bytes, exclusive: bool = False) -> None:
@@ -113,6 +126,9 @@ class LocalStore:
         """The folder as a `file://` address."""
         return self.root.as_uri()
 
+    def check_writable(self) -> None:
+        """Do nothing: the folder is made when it is needed."""
+
     def exists(self, key: str) -> bool:
         """Say whether the file is there."""
         return (self.root / key).is_file()
@@ -131,23 +147,36 @@ class LocalStore:
         """Return the keys that begin with the prefix, without what is still being written."""
         start = self.root / prefix
         folder = start if prefix.endswith("/") or not prefix else start.parent
-        files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(HIDDEN))
         keys = (path.relative_to(self.root).as_posix() for path in files)
         return sorted(key for key in keys if key.startswith(prefix))
 
     @contextmanager
-    def lock(self, prefix: str) -> Iterator[None]:
+    def lock(self, prefix: str) -> Iterator[Confirm]:
         """Hold an advisory lock on a hidden file in the folder; the system drops it when the process ends."""
         folder = self.root / prefix
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        with (folder / f"{HIDDEN}lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"waiting for another process, which publishes to {folder}")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield lambda: None
 
-    def put_file(self, key: str, path: Path) -> None:
+    def holds(self, key: str, sha256: str) -> bool:
+        """Say whether the file is there and has that sha256."""
+        try:
+            return file_sha256(self.root / key) == sha256
+        except FileNotFoundError:
+            return False
+
+    def put_file(self, key: str, path: Path, sha256: str, advance: Advance) -> None:
         """Copy the file."""
-        with replacing(self.root / key) as partial:
-            shutil.copyfile(path, partial)
+        with replacing(self.root / key) as partial, path.open("rb") as source, partial.open("wb") as target:
+            while chunk := source.read(CHUNK_BYTES):
+                target.write(chunk)
+                advance(len(chunk))
 
     def put_bytes(self, key: str, data: bytes, exclusive: bool = False) -> None:
         """Write the file; with `exclusive`, a hard link makes sure that only one writer wins."""

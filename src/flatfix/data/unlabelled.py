@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from flatfix.data import s3
-from flatfix.data.sources.folder import EXTENSIONS, extension_of, pictures
+from flatfix.data.sources.tree import EXTENSIONS, extension_of, is_picture, tree_at
 from flatfix.errors import UserError, did_you_mean
 
 
@@ -53,14 +53,15 @@ def find_pictures(source: str) -> Unlabelled:
     extension = extension_of(source)
     try:
         if source.startswith(s3.SCHEME):
-            found = Unlabelled([source] if extension in EXTENSIONS else sorted(_objects(source)))
+            tree = tree_at(source)
+            found = Unlabelled([source] if is_picture(source) else sorted(f"{tree}/{name}" for name in tree.pictures()))
         elif path.is_dir():
-            found = Unlabelled(sorted(str(path / name) for name in pictures(path, Path())))
+            found = Unlabelled(sorted(str(path / name) for name in tree_at(path).pictures()))
         elif not path.is_file():
             raise UserError(f"{source}: no such file or folder.")
         elif extension in LISTS:
             found = Unlabelled(_listed(path, extension), path.parent)
-        elif extension in EXTENSIONS:
+        elif is_picture(source):
             found = Unlabelled([str(path)])
         else:
             raise UserError(f"{source}: neither a folder, nor a list ({', '.join(LISTS)}), nor a picture.")
@@ -69,16 +70,6 @@ def find_pictures(source: str) -> Unlabelled:
     except UserError as error:
         raise UserError(f"input={error}") from error
     return found
-
-
-def _objects(uri: str) -> Iterator[str]:
-    bucket, prefix = s3.split(uri)
-    # Objects lie in no folders: without the slash, `line1` would bring in what is below `line10/`.
-    folder = f"{s3.SCHEME}{bucket}/{prefix}".rstrip("/") + "/"
-    for found in s3.list_uris(folder):
-        is_hidden = any(part.startswith(".") for part in found.removeprefix(folder).split("/"))
-        if extension_of(found) in EXTENSIONS and not is_hidden:
-            yield found
 
 
 def _listed(path: Path, extension: str) -> list[str]:

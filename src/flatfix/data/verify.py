@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from flatfix.console import progress
-from flatfix.data.manifest import Content, digest
+from flatfix.data.index import rows
+from flatfix.data.manifest import CONTENT, digest
 from flatfix.data.splits import tally
 from flatfix.data.store import Store
 from flatfix.data.version import DamagedVersionError, is_held, not_held, open_version
@@ -32,12 +33,12 @@ def verify(store: Store, name: str, version: str) -> list[str]:
                 found.append(str(error))
             advance(1)
         try:
-            rows = held.index().to_pylist()
+            index = held.index(list(CONTENT))
         except DamagedVersionError as error:
             return [*found, str(error)]
         finally:
             advance(1)
-    splits = tally(((row["split"], row["label"]) for row in rows), manifest.classes)
-    if digest(manifest.classes, map(Content.of, rows)) != manifest.digest or splits != manifest.splits:
+    splits = tally(rows(index, ("split", "label")), manifest.classes)
+    if digest(manifest.classes, index) != manifest.digest or splits != manifest.splits:
         found.append(f"manifest.json of {name}/{version} does not tell what the index holds.")
     return found

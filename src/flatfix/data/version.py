@@ -17,21 +17,6 @@ from flatfix.errors import UserError, did_you_mean
 
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.parquet"
-INDEX_SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("label", pa.string(), nullable=False),
-        pa.field("target", pa.list_(pa.float64())),
-        pa.field("group", pa.string()),
-        pa.field("shard", pa.string(), nullable=False),
-        pa.field("offset", pa.int64(), nullable=False),
-        pa.field("length", pa.int64(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("sha256", pa.string(), nullable=False),
-    ]
-)
 
 
 class DamagedVersionError(UserError):
@@ -46,13 +31,13 @@ class DatasetVersion:
     store: Store
     _verified: dict[str, Path] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def index(self) -> pa.Table:
-        """Return one row for each picture, see `INDEX_SCHEMA`.
+    def index(self, columns: list[str] | None = None) -> pa.Table:
+        """Return one row for each picture, with all columns of `index.INDEX_SCHEMA` or these.
 
         Raises:
             DamagedVersionError: when the index is missing or was altered.
         """
-        return pq.read_table(self._file(INDEX_NAME, self.manifest.index_sha256))
+        return pq.read_table(self._file(INDEX_NAME, self.manifest.index_sha256), columns=columns)
 
     def shard(self, name: str) -> Path:
         """Return a local tar file.

@@ -19,7 +19,7 @@ from flatfix.console import complain, progress, say
 from flatfix.data.ahead import map_ahead
 from flatfix.data.unlabelled import Unlabelled, find_pictures
 from flatfix.errors import UserError, enumerated
-from flatfix.inference.decode import UnreadableImageError, decode, resize
+from flatfix.inference.decode import UnreadableImageError, load
 from flatfix.models.classifier import Classifier, ClassifierSpec, load_checkpoint
 from flatfix.prediction.table import Row, check_ending, writing
 
@@ -145,7 +145,7 @@ def _checkpoint(checkpoint: str) -> Path:
 def _input(pictures: Unlabelled, spec: ClassifierSpec, path: str) -> NDArray[np.uint8] | str:
     """Return a picture as training saw it, `[size, size, 3]`, or why it cannot be read."""
     try:
-        return resize(decode(pictures.read(path)), spec.image_size, spec.resize)
+        return load(pictures.read(path), spec.image_size, spec.resize)
     except UnreadableImageError as error:
         return str(error)
     except OSError as error:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from flatfix.console import progress
 from flatfix.data.cache import CACHE_VERSION, Examples, load_array
-from flatfix.data.datamodule import generator
+from flatfix.data.datamodule import BatchLoader, generator
 from flatfix.files import replacing
 from flatfix.models.classifier import Classifier
 from flatfix.training.augment import Augment, Identity
@@ -81,21 +81,21 @@ def _compute(
     seed: int,
 ) -> NDArray[np.float32]:
     """Return features `[N, V, D]`."""
-    images = torch.from_numpy(examples.inputs)
-    features = np.empty((len(images), len(views), classifier.num_features), dtype=np.float32)
+    loader = BatchLoader(examples, CHUNK, is_training=False)
+    features = np.empty((len(examples), len(views), classifier.num_features), dtype=np.float32)
     half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     classifier.eval().to(device)
     with (
         torch.inference_mode(),
         torch.autocast(device.type, dtype=half, enabled=half is not None),
-        progress(f"features of {examples.split}", len(images) * len(views)) as advance,
+        progress(f"features of {examples.split}", len(examples) * len(views)) as advance,
     ):
         for view, augment in enumerate(views):
-            for start in range(0, len(images), CHUNK):
-                batch = images[start : start + CHUNK].to(device)
-                output = classifier.features(augment(batch, generator(seed, view, start)))
-                features[start : start + len(batch), view] = output.float().cpu().numpy()
-                advance(len(batch))
+            for batch in loader:
+                draws = generator(seed, view, int(batch.indices[0]))
+                output = classifier.features(augment(batch.inputs.to(device), draws))
+                features[batch.indices, view] = output.float().cpu().numpy()
+                advance(len(batch.indices))
     return features
 
 

@@ -46,7 +46,13 @@ def judge(
     """
 
     def predict(split: str) -> Predictions:
-        loader = BatchLoader(examples[split], batch_size, is_training=False)
+        loader = BatchLoader(
+            examples[split],
+            batch_size,
+            is_training=False,
+            rank=trainer.global_rank,
+            num_ranks=trainer.world_size,
+        )
         trainer.test(module, dataloaders=loader, ckpt_path=checkpoint, weights_only=True, verbose=False)
         labels, probabilities, indices = module.test_accumulator.predictions()
         order = np.argsort(indices)

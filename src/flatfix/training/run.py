@@ -7,7 +7,7 @@ import traceback
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -22,7 +22,7 @@ from flatfix.data.cache import Examples, counts, decoded, sample
 from flatfix.data.datamodule import ImageDataModule, generator
 from flatfix.data.publish import resolve
 from flatfix.data.splits import SPLITS
-from flatfix.data.store import open_store
+from flatfix.data.store import Store, open_store
 from flatfix.data.version import DatasetVersion, is_held
 from flatfix.errors import UserError, one_of
 from flatfix.evaluation import threshold
@@ -62,11 +62,15 @@ def train(cfg: Config) -> RunResult:
     plan = make_plan(cfg)
     if any((Path(cfg["paths"]["run"]) / name).exists() for name in ("checkpoints", "metrics.jsonl")):
         raise UserError(f"paths.run={cfg['paths']['run']}: holds another run. Name another folder.")
+    dataset = cfg["dataset"]
+    store = open_store(
+        cfg["store"], cfg["paths"]["cache"], gigabytes=dataset["cache_gigabytes"], is_offline=dataset["offline"]
+    )
     experiment_id = preflight(cfg["tracking"]["uri"], cfg["tracking"]["experiment"])
     run = None
     try:
         with interruptible():
-            version = _open_dataset(cfg, plan)
+            version = _open_dataset(cfg, plan, store)
             positive = _positive_index(cfg, version.manifest.classes)
             plan.loss(
                 tuple(version.manifest.splits["train"].values())
@@ -85,11 +89,8 @@ def train(cfg: Config) -> RunResult:
     return result
 
 
-def _open_dataset(cfg: Config, plan: Plan) -> DatasetVersion:
+def _open_dataset(cfg: Config, plan: Plan, store: Store) -> DatasetVersion:
     dataset = cfg["dataset"]
-    store = open_store(
-        cfg["store"], cfg["paths"]["cache"], gigabytes=dataset["cache_gigabytes"], is_offline=dataset["offline"]
-    )
     if plan.source and not is_held(store, dataset["name"], dataset["version"]):
         _positive_index(cfg, plan.source.classes)  # known now, not after the publishing
     version = resolve(
@@ -209,7 +210,7 @@ def _train(cfg: Config, plan: Plan, version: DatasetVersion, positive: int | Non
         validation=validation,
         test=test,
         decision=decision,
-        pictures=pictures["test"].inputs,
+        pictures=cast("NDArray[np.uint8]", pictures["test"].inputs),  # or what stands for them
         augmented=_augmented(plan.augment, pictures["train"], cfg["seed"]),
         history=[{"epoch": epoch, **row} for epoch, row in run.history().items()],
         card=card(cfg, version.manifest, pictures, run.run_id, origin, f"{precision} ({why})", best.epoch),
@@ -272,6 +273,7 @@ def _examples(cfg: Config, plan: Plan, version: DatasetVersion) -> dict[str, Exa
             resize=dataset["resize"],
             cache_dir=Path(cfg["paths"]["cache"]),
             fold=plan.fold,
+            gigabytes=dataset["decoded_gigabytes"],
         )
         for split in SPLITS
     }

@@ -4,12 +4,13 @@ import errno
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from hashlib import sha256
 
 import numpy as np
 import pytest
 
-from flatfix.data.blobs import Blobs, DamagedFileError
+from flatfix.data.blobs import Blobs, DamagedFileError, file_sha256
 from flatfix.errors import UserError
 
 
@@ -55,6 +56,21 @@ def test_threads_that_ask_at_once_share_one_download(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         assert {path.read_bytes() for path in pool.map(ask, range(8))} == {b"one"}
     assert len(downloads) == 1
+
+
+def test_threads_that_ask_for_many_files_get_each_its_own_and_keep_to_the_limit(tmp_path):
+    blobs = Blobs(tmp_path, limit_bytes=20_000)
+
+    def ask(number):
+        with suppress(FileNotFoundError):  # gone again for a later one
+            assert get(blobs, content(number)).read_bytes() == content(number)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, [*range(100)] * 2))
+    get(blobs, content(0))
+    kept = [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
+    assert 10 < len(kept) <= 20
+    assert all(file_sha256(path) == path.name for path in kept)
 
 
 def test_a_damaged_copy_is_downloaded_again_and_named(tmp_path, capsys):

@@ -1,22 +1,31 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flatfix.data.cache import Examples, counts, decoded, sample
+from flatfix.data.encoded import EncodedPictures
 from flatfix.data.publish import publish
 from flatfix.data.sources.folder import FolderSource
 from flatfix.data.splits import Fold, SplitRule
 from flatfix.data.store import LocalStore
 from flatfix.data.version import DamagedVersionError, DatasetVersion, open_version
 from flatfix.errors import UserError
-from flatfix.inference.decode import UnreadableImageError, decode, resize
+from flatfix.inference.decode import decode, resize
 from tests.helpers.images import MemorySource, class_folders, records
+
+SRC = Path(__file__).parents[3] / "src"
 
 
 @pytest.fixture
@@ -31,8 +40,8 @@ def version(tmp_path, pictures):
     return open_version(store, "pets", "v1")
 
 
-def load(version, tmp_path, split="train", image_size=8, resize="squash", fold=None):
-    return decoded(version, split, image_size=image_size, resize=resize, cache_dir=tmp_path / "cache", fold=fold)
+def load(version, tmp_path, split="train", image_size=8, resize="squash", **options):
+    return decoded(version, split, image_size=image_size, resize=resize, cache_dir=tmp_path / "cache", **options)
 
 
 @pytest.mark.parametrize("rule", ["squash", "crop", "pad"])
@@ -116,9 +125,59 @@ def test_a_build_that_fails_half_way_leaves_no_file(version, tmp_path):
     sha256 = hashlib.sha256(shard).hexdigest()
     shards = [replace(held, sha256=sha256) if held.name == row["shard"] else held for held in version.manifest.shards]
 
-    with pytest.raises(UnreadableImageError):
+    with pytest.raises(DamagedVersionError, match=rf"dataset\.version=v1: {row['id']} does not decode here \(not a"):
         load(DatasetVersion(replace(version.manifest, shards=tuple(shards)), version.store), tmp_path)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+# Decodes one size after another in processes, until it is told to stop.
+ENDLESS = """
+import itertools, sys
+from pathlib import Path
+from flatfix.data import encoded
+from flatfix.data.cache import decoded
+from flatfix.data.store import LocalStore
+from flatfix.data.version import open_version
+encoded.PAYS_FOR_PROCESSES = 0
+version = open_version(LocalStore(sys.argv[1]), "pets", "v1")
+for size in itertools.count(8):
+    decoded(version, "train", image_size=size, resize="squash", cache_dir=Path(sys.argv[2]))
+"""
+
+
+def test_ctrl_c_leaves_no_half_written_file_and_no_process(version, tmp_path):
+    cache = tmp_path / "cache"
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, str(version.store.root), str(cache)],
+        env={**os.environ, "PYTHONPATH": str(SRC), "MARK": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as child:
+        assert child.stdout and child.stderr
+        for number, line in enumerate(iter(child.stdout.readline, b""), 1):
+            assert line.startswith(b"Decoding train: 48 pictures")
+            if number == 3:
+                break
+        os.killpg(child.pid, signal.SIGINT)
+        _, complaints = child.communicate(timeout=60)
+
+    assert child.returncode == -signal.SIGINT
+    assert complaints.rstrip().endswith(b"KeyboardInterrupt")
+    assert complaints.count(b"KeyboardInterrupt") == 1  # not of the processes
+    sizes = sorted(np.load(path).shape[1] for path in cache.iterdir())
+    assert sizes == list(range(8, 8 + len(sizes))) and len(sizes) >= 2
+    deadline = time.monotonic() + 30
+    while any(is_marked(process, tmp_path) for process in Path("/proc").glob("[0-9]*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_marked(process, mark):
+    try:
+        return f"MARK={mark}".encode() in (process / "environ").read_bytes()
+    except OSError:  # it has ended
+        return False
 
 
 def test_pixels_are_mapped_and_changing_them_does_not_change_the_file(version, tmp_path):
@@ -130,14 +189,39 @@ def test_pixels_are_mapped_and_changing_them_does_not_change_the_file(version, t
     np.testing.assert_array_equal(load(version, tmp_path).inputs[0], before)
 
 
-def test_an_empty_split_has_no_rows(tmp_path, pictures):
+@pytest.mark.parametrize("gigabytes", [None, 0])
+def test_an_empty_split_has_no_rows(tmp_path, pictures, gigabytes):
     store = LocalStore(tmp_path / "store")
     publish(FolderSource(pictures), store, name="pets", version="v1", rule=SplitRule(val_fraction=0))
 
-    examples = load(open_version(store, "pets", "v1"), tmp_path, "val")
+    examples = load(open_version(store, "pets", "v1"), tmp_path, "val", gigabytes=gigabytes)
 
     assert len(examples) == 0
     assert examples.inputs.shape == (0, 8, 8, 3)
+
+
+def test_a_split_that_takes_more_than_it_may_stays_encoded(version, tmp_path, capsys):
+    num_gigabytes = 48 * 8 * 8 * 3 / 1e9
+    streamed = load(version, tmp_path, gigabytes=num_gigabytes * 0.99)
+
+    assert isinstance(streamed.inputs, EncodedPictures)
+    assert "train: decoded when read, for its pixels take 0.0 GB" in capsys.readouterr().out
+    assert list((tmp_path / "cache").iterdir()) == []
+
+    mapped = load(version, tmp_path, gigabytes=num_gigabytes)
+    assert isinstance(mapped.inputs, np.memmap)
+    assert streamed.ids == mapped.ids
+    np.testing.assert_array_equal(streamed.labels, mapped.labels)
+    np.testing.assert_array_equal(streamed.inputs[:], mapped.inputs)
+    assert isinstance(load(version, tmp_path, gigabytes=0).inputs, np.memmap)  # it is there already
+
+
+def test_a_part_of_pictures_that_stay_encoded_is_the_part_of_the_decoded_ones(version, tmp_path):
+    streamed, mapped = sample(load(version, tmp_path, gigabytes=0), 0.3, 1), sample(load(version, tmp_path), 0.3, 1)
+
+    assert isinstance(streamed.inputs, EncodedPictures)
+    assert streamed.ids == mapped.ids
+    np.testing.assert_array_equal(streamed.inputs[:], mapped.inputs)
 
 
 def publish_all(tmp_path, some, name="v1", rule=None):

@@ -1,13 +1,24 @@
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
-from flatfix.data.cache import Examples
+from flatfix.data import datamodule
+from flatfix.data.cache import Examples, decoded
 from flatfix.data.datamodule import BatchLoader, ImageDataModule
+from flatfix.data.publish import publish
+from flatfix.data.splits import SplitRule
+from flatfix.data.store import LocalStore
+from flatfix.data.version import open_version
 from flatfix.errors import UserError
+from tests.helpers.images import MemorySource, records
 
 
 def examples_of(num_pictures, split="train", targets=None):
@@ -169,16 +180,191 @@ def test_only_training_is_balanced():
     assert rows(data.val_dataloader()) == rows(data.test_dataloader()) == list(range(10))
 
 
+NUM_STREAMED = 120
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory):
+    """The same 120 pictures of two classes, a quarter of them cats, once decoded and once in about 15 shards."""
+    folder = tmp_path_factory.mktemp("kinds")
+    store = LocalStore(folder / "store")
+    some = [*records(NUM_STREAMED // 2, ("dog", "dog")), *records(NUM_STREAMED // 2, ("cat", "dog"))]
+    some = [replace(record, id=f"{number}", location=f"{number}") for number, record in enumerate(some)]
+    rule = SplitRule(val_fraction=0, test_fraction=0)
+    publish(MemorySource(some), store, name="pets", version="v1", rule=rule, shard_bytes=20_000)
+    version = open_version(store, "pets", "v1")
+    options = {"image_size": 8, "resize": "squash", "cache_dir": folder / "cache"}
+    streamed = decoded(version, "train", **options, gigabytes=0)
+    assert len(set(streamed.inputs.shards)) > 12
+    return {"streamed": streamed, "decoded": decoded(version, "train", **options)}
+
+
+def test_streamed_batches_are_those_of_decoded_pictures_in_another_order(kinds):
+    decoded = kinds["decoded"]
+    for is_training in (True, False):
+        loader = BatchLoader(kinds["streamed"], 10, is_training=is_training)
+        for batch in loader:
+            np.testing.assert_array_equal(batch.inputs, decoded.inputs[batch.indices])
+            np.testing.assert_array_equal(batch.labels, decoded.labels[batch.indices])
+            assert batch.inputs.dtype == torch.uint8
+            batch.inputs.zero_()
+        assert (rows(loader) == list(range(NUM_STREAMED))) == (not is_training)
+        assert sorted(rows(loader)) == list(range(NUM_STREAMED))
+
+
+def test_what_is_streamed_is_mixed_among_a_few_shards_that_are_other_ones_every_epoch(kinds):
+    shards = kinds["streamed"].inputs.shards
+    loader = BatchLoader(kinds["streamed"], 1, is_training=True)
+    mixed = []
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        windows = []
+        of_row = [int(shards[row]) for row in rows(loader)]
+        while of_row:
+            window = list(dict.fromkeys(of_row))[: datamodule.WINDOW]
+            size = sum(np.isin(shards, window))
+            assert set(of_row[:size]) == set(window)  # all of these shards, before any other
+            assert of_row[:size] != sorted(of_row[:size], key=window.index)
+            windows.append(frozenset(window))
+            del of_row[:size]
+        mixed.append(tuple(windows))
+    assert len(set(mixed)) == 3
+
+
+def test_a_version_of_few_shards_is_streamed_in_the_order_of_decoded_pictures(kinds, monkeypatch):
+    monkeypatch.setattr(datamodule, "WINDOW", len(set(kinds["streamed"].inputs.shards)))
+    for is_balanced in (False, True):
+        streamed, decoded = (
+            BatchLoader(examples, 10, is_training=True, is_balanced=is_balanced, seed=3) for examples in kinds.values()
+        )
+        assert rows(streamed) == rows(decoded)
+
+
+def test_what_is_streamed_can_be_balanced(kinds):
+    loader = BatchLoader(kinds["streamed"], 10, is_training=True, is_balanced=True)
+
+    assert torch.bincount(torch.cat([batch.labels for batch in loader])).tolist() == [60, 60]
+    assert kinds["streamed"].labels.sum() == 90
+
+
+KINDS = pytest.mark.parametrize("kind", ["decoded", "streamed"])
+
+
+@KINDS
+@pytest.mark.parametrize("is_balanced", [False, True])
+@pytest.mark.parametrize("num_batches", [0, 1, 7, 11, 12])
+def test_the_state_of_an_epoch_leads_to_the_rest_of_it_and_to_whole_ones_after_it(
+    kinds, kind, is_balanced, num_batches
+):
+    first, second = (BatchLoader(kinds[kind], 10, is_training=True, is_balanced=is_balanced, seed=2) for _ in range(2))
+    first.set_epoch(3)
+    batches = iter(first)
+    for _ in range(num_batches):
+        next(batches)
+    second.load_state_dict(first.state_dict())
+    second.set_epoch(3)  # as Lightning does
+
+    rest = list(second)
+    expected = list(batches)
+
+    assert len(rest) == len(expected) == 12 - num_batches and len(second) == 12
+    for ours, theirs in zip(rest, expected, strict=True):
+        assert torch.equal(ours.indices, theirs.indices) and torch.equal(ours.inputs, theirs.inputs)
+    assert second.state_dict() == first.state_dict() == {"epoch": 3, "num_batches": 12}
+    assert rows(second) == rows(first)
+    second.set_epoch(4)
+    first.set_epoch(4)
+    assert second.state_dict() == {"epoch": 4, "num_batches": 0}
+    assert rows(second) == rows(first)
+
+
+def test_the_state_of_another_epoch_says_nothing_about_this_one():
+    loader = training()
+    loader.load_state_dict({"epoch": 2, "num_batches": 10})
+    loader.set_epoch(3)
+
+    assert len(list(loader)) == 10
+
+
+def test_what_was_handed_out_is_not_read_again(kinds, tmp_path):
+    streamed = kinds["streamed"]
+    loader = BatchLoader(streamed, 10, is_training=True, seed=1)
+    (*_, last) = loader
+    needed = {streamed.inputs.version.manifest.shards[shard].name for shard in streamed.inputs.shards[last.indices]}
+    root = Path(shutil.copytree(streamed.inputs.version.store.root, tmp_path / "store"))
+    others = [path for path in root.rglob("*.tar") if path.name not in needed]
+    assert others
+    for path in others:
+        path.unlink()
+    version = open_version(LocalStore(root), "pets", "v1")
+    resumed = BatchLoader(
+        replace(streamed, inputs=replace(streamed.inputs, version=version)), 10, is_training=True, seed=1
+    )
+    resumed.load_state_dict({"epoch": 0, "num_batches": 11})
+
+    (batch,) = resumed
+    assert torch.equal(batch.inputs, last.inputs)
+
+
+def of_ranks(examples, batch_size, num_ranks, **options):
+    return [BatchLoader(examples, batch_size, rank=rank, num_ranks=num_ranks, **options) for rank in range(num_ranks)]
+
+
+@pytest.mark.parametrize(
+    ("num_pictures", "batch_size", "num_ranks"), [(100, 10, 2), (103, 10, 4), (41, 7, 3), (9, 8, 4), (3, 1, 3)]
+)
+def test_ranks_train_on_parts_of_one_order_with_equally_many_batches(num_pictures, batch_size, num_ranks):
+    examples = examples_of(num_pictures)
+    parts = of_ranks(examples, batch_size, num_ranks, is_training=True, seed=4)
+    batches = [list(part) for part in parts]
+
+    assert {len(each) for each in batches} == {len(parts[0])}
+    assert len({tuple(len(batch.indices) for batch in each) for each in batches}) == 1
+    seen = [row for part in parts for row in rows(part)]
+    assert len(seen) == len(set(seen)) > num_pictures - num_ranks * batch_size
+    share = num_pictures // num_ranks
+    whole = BatchLoader(examples, 1, is_training=True, seed=4)
+    for rank, part in enumerate(parts):
+        of_rank = rows(part)
+        assert of_rank == rows(whole)[rank * share :][: len(of_rank)]
+
+
+@pytest.mark.parametrize(
+    ("num_pictures", "batch_size", "num_ranks"),
+    [(20, 5, 2), (23, 5, 2), (21, 10, 2), (11, 5, 2), (9, 4, 4), (3, 1, 2), (1, 4, 2), (0, 4, 2)],
+)
+def test_ranks_evaluate_every_picture_once_with_equally_many_batches(num_pictures, batch_size, num_ranks):
+    parts = of_ranks(examples_of(num_pictures), batch_size, num_ranks, is_training=False)
+    batches = [list(part) for part in parts]
+
+    assert {len(each) for each in batches} == {len(parts[0])}
+    assert max([0, *(len(batch.indices) for each in batches for batch in each)]) <= batch_size
+    assert [row for each in batches for batch in each for row in batch.indices.tolist()] == list(range(num_pictures))
+
+
+def test_ranks_share_what_is_streamed_shard_by_shard(kinds):
+    parts = of_ranks(kinds["streamed"], 5, 2, is_training=True)
+
+    assert sorted(row for part in parts for row in rows(part)) == list(range(NUM_STREAMED))
+    of_ranks_shards = [set(kinds["streamed"].inputs.shards[rows(part)].tolist()) for part in parts]
+    assert len(of_ranks_shards[0] & of_ranks_shards[1]) <= datamodule.WINDOW
+
+
+def test_more_ranks_than_training_pictures_are_refused():
+    with pytest.raises(UserError, match="4 devices are too many for 3 training pictures"):
+        of_ranks(examples_of(3), 2, 4, is_training=True)
+
+
 class Recorder(L.LightningModule):
-    def __init__(self):
+    def __init__(self, num_inputs=12):
         super().__init__()
-        self.layer = torch.nn.Linear(12, 3)
+        self.layer = torch.nn.Linear(num_inputs, 3)
         self.train_rows: list[list[int]] = []
         self.val_rows: list[int] = []
         self.test_rows: list[int] = []
 
     def training_step(self, batch, batch_index):
-        if batch_index == 0:
+        if batch_index == 0 or not self.train_rows:
             self.train_rows.append([])
         self.train_rows[-1] += batch.indices.tolist()
         loss = torch.nn.functional.cross_entropy(self.layer(batch.inputs.flatten(1).float()), batch.labels)
@@ -201,18 +387,22 @@ def data_module(**options):
     return ImageDataModule(*splits, **(defaults | options))
 
 
-def test_lightning_trains_and_evaluates_with_another_order_each_epoch(tmp_path):
-    module, data = Recorder(), data_module()
-    trainer = L.Trainer(
-        max_epochs=3,
+def trainer_of(folder, **options):
+    return L.Trainer(
         accelerator="cpu",
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing="callbacks" in options,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        default_root_dir=tmp_path,
+        default_root_dir=folder,
+        **options,
     )
+
+
+def test_lightning_trains_and_evaluates_with_another_order_each_epoch(tmp_path):
+    module, data = Recorder(), data_module()
+    trainer = trainer_of(tmp_path, max_epochs=3)
 
     trainer.fit(module, datamodule=data)
     trainer.test(module, datamodule=data, verbose=False)
@@ -225,6 +415,48 @@ def test_lightning_trains_and_evaluates_with_another_order_each_epoch(tmp_path):
     assert module.train_rows == expected
     assert module.val_rows == list(range(13)) * 3
     assert module.test_rows == list(range(7))
+
+
+class Killed(Exception):
+    pass
+
+
+class Mortal(Recorder):
+    """Die before the step `at` of (epoch, batch)."""
+
+    def __init__(self, num_inputs, at):
+        super().__init__(num_inputs)
+        self.at = at
+
+    def training_step(self, batch, batch_index):
+        if (self.current_epoch, batch_index) == self.at:
+            raise Killed
+        return super().training_step(batch, batch_index)
+
+
+@KINDS
+@pytest.mark.parametrize("at", [(0, 4), (1, 1), (1, 11), (2, 0)])
+def test_lightning_goes_on_within_an_epoch_with_the_batches_that_are_left(kinds, kind, at, tmp_path):
+    def fit(module, folder, **options):
+        data = ImageDataModule(kinds[kind], examples_8(13, "val"), examples_8(7, "test"), batch_size=10, seed=5)
+        save = ModelCheckpoint(tmp_path / folder, "last", every_n_train_steps=1, enable_version_counter=False)
+        trainer_of(tmp_path, max_epochs=3, callbacks=[save]).fit(module, datamodule=data, **options)
+        return sum(module.train_rows, [])
+
+    whole = fit(Recorder(8 * 8 * 3), "whole")
+    mortal = Mortal(8 * 8 * 3, at)
+    with pytest.raises(Killed):
+        fit(mortal, "mortal")
+    before = sum(mortal.train_rows, [])
+    after = fit(Recorder(8 * 8 * 3), "resumed", ckpt_path=tmp_path / "mortal/last.ckpt")
+
+    assert len(before) == 10 * (12 * at[0] + at[1])
+    assert before + after == whole
+
+
+def examples_8(num_pictures, split):
+    pixels = np.zeros((num_pictures, 8, 8, 3), np.uint8)
+    return Examples(pixels, np.zeros(num_pictures, np.int64), [str(number) for number in range(num_pictures)], split)
 
 
 def test_a_batch_size_below_one_is_refused():

@@ -3,9 +3,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from flatfix.data.findings import findings, near_duplicates, refuse_copies_across_splits
+from flatfix.data.findings import find_copies, findings, near_duplicates, refuse_copies_across_splits
+from flatfix.data.index import INDEX_SCHEMA
 from flatfix.data.publish import publish
 from flatfix.data.splits import SPLITS, SplitRule, tally
 from flatfix.data.store import LocalStore
@@ -30,9 +32,13 @@ def rows(*, split=("train", "val", "test"), label=CLASSES, group=(None,), sha256
     ]
 
 
+def table(some):
+    return pa.Table.from_pylist(some, schema=pa.schema([INDEX_SCHEMA.field(name) for name in some[0]]))
+
+
 def found(some, *, classes=CLASSES, keeps_groups=True):
     counts = tally(((row["split"], row["label"]) for row in some), classes)
-    return findings(some, counts, classes, keeps_groups=keeps_groups)
+    return findings(table(some), find_copies(table(some)), counts, classes, keeps_groups=keeps_groups)
 
 
 def test_pictures_that_all_differ_and_are_many_give_no_finding():
@@ -49,11 +55,11 @@ def test_copies_in_two_splits_are_found_and_refused_with_the_way_out():
     with pytest.raises(
         UserError, match=r"(?s)byte for byte: 2\..*\n  000 \(train\) = .*\n.*dataset\.allow_duplicates=true"
     ):
-        refuse_copies_across_splits(some)
+        refuse_copies_across_splits(find_copies(table(some)))
 
 
 def test_copies_within_a_split_are_nothing_that_deceives():
-    refuse_copies_across_splits(rows(sha256=["a", "b", "c", "a"]))
+    refuse_copies_across_splits(find_copies(table(rows(sha256=["a", "b", "c", "a"]))))
 
 
 def test_copies_with_different_labels_are_found():
@@ -91,8 +97,8 @@ def test_pictures_that_look_alike_are_paired_those_across_splits_first():
     hashes[3] = hashes[0] ^ np.uint64([2, 4])
     hashes[7:] = 0  # of one colour
 
-    assert near_duplicates(some[:1], hashes[:1]) == []
-    assert near_duplicates(some, hashes) == [
+    assert near_duplicates(table(some[:1]), hashes[:1]) == []
+    assert near_duplicates(table(some), hashes) == [
         "pairs of pictures that look alike, 2 of them across splits: 5 "
         "(001 (val) ~ 002 (test), 002 (test) ~ 004 (val), "
         "001 (val) ~ 004 (val), 000 (train) ~ 003 (train), 003 (train) ~ 006 (train))"

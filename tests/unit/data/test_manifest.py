@@ -4,9 +4,12 @@ import json
 import random
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 
-from flatfix.data.manifest import Content, Manifest, Shard, digest
+from flatfix.data.index import INDEX_SCHEMA
+from flatfix.data.manifest import CONTENT, Manifest, Shard
+from flatfix.data.manifest import digest as digest_of
 from flatfix.errors import UserError
 
 MANIFEST = Manifest(
@@ -25,9 +28,20 @@ MANIFEST = Manifest(
 )
 
 CONTENTS = [
-    Content(f"p{n}", "train", "ok", (0.25, 0.75) if n % 2 else None, "mono" if n % 3 else None, f"{n:064x}")
+    dict(
+        zip(
+            CONTENT,
+            (f"p{n}", "train", "ok", (0.25, 0.75) if n % 2 else None, "mono" if n % 3 else None, f"{n:064x}"),
+            strict=True,
+        )
+    )
     for n in range(9)
 ]
+
+
+def digest(classes, contents):
+    schema = pa.schema([INDEX_SCHEMA.field(name) for name in CONTENT])
+    return digest_of(classes, pa.Table.from_pylist(contents, schema=schema))
 
 
 def test_a_manifest_comes_back_from_json_as_it_was():
@@ -62,6 +76,14 @@ def test_the_digest_does_not_depend_on_the_order_of_the_pictures():
     assert digest(("ok", "bad"), CONTENTS) == digest(("ok", "bad"), shuffled)
 
 
+def test_the_digest_does_not_depend_on_the_parts_of_the_index():
+    many = [CONTENTS[number % 9] | {"id": f"p{number * 7919 % 1000}"} for number in range(1000)]
+    schema = pa.schema([INDEX_SCHEMA.field(name) for name in CONTENT])
+    parts = [pa.Table.from_pylist(many[start : start + 300], schema=schema) for start in range(0, 1000, 300)]
+
+    assert digest_of(("ok", "bad"), pa.concat_tables(parts)) == digest(("ok", "bad"), many)
+
+
 def test_the_digest_is_the_same_in_every_release():
     assert digest(("ok", "bad"), CONTENTS) == "a9b675232da4a763d36818c8babf0603b505b675aa0d264d668d757ad6ea36e6"
 
@@ -80,7 +102,7 @@ def test_the_digest_is_the_same_in_every_release():
     ],
 )
 def test_the_digest_differs_for_any_change_of_a_picture(change):
-    changed = [CONTENTS[0], CONTENTS[1]._replace(**change), *CONTENTS[2:]]
+    changed = [CONTENTS[0], CONTENTS[1] | change, *CONTENTS[2:]]
 
     assert digest(("ok", "bad"), changed) != digest(("ok", "bad"), CONTENTS)
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import pytest
 
 from flatfix.data.publish import publish
 from flatfix.data.pull import pull
+from flatfix.data.sources.base import Record
 from flatfix.data.sources.folder import FolderSource
 from flatfix.data.splits import SplitRule
 from flatfix.data.store import LocalStore
@@ -63,6 +65,30 @@ def test_ids_that_would_be_one_file_without_their_class_keep_it(tmp_path):
     }
 
 
+def test_names_that_no_disk_takes_are_cut_and_stay_apart(tmp_path):
+    ids = [f"cat/{letter * 300}{end}" for letter in "xé" for end in "ab"]
+    ids += [f"cat/{'folder' * 50}/{end}" for end in "ab"]
+    ids += [f"cat/{'y' * 251}", f"cat/{'y' * 252}"]  # .png makes the first one 255 bytes
+    some = [*records(20, split="train"), *(Record(id, "cat", id, "png", "train") for id in ids)]
+    version = published(MemorySource(some), tmp_path)
+
+    pull(version, tmp_path / "pulled")
+
+    files = list((tmp_path / "pulled").rglob("*.png"))
+    contents = sorted(path.read_bytes() for path in files)
+    assert contents == sorted(MemorySource(some).read(record) for record in some)
+    class_folder = tmp_path / "pulled/train/cat"
+    names = [
+        path.relative_to(class_folder).as_posix() for path in files if len(str(path)) > len(str(class_folder)) + 99
+    ]
+    assert len(names) == len(ids)
+    assert f"{'y' * 251}.png" in names
+    digits = hashlib.sha256(f"{'y' * 252}.png".encode()).hexdigest()[:32]
+    assert f"{'y' * 218}~{digits}.png" in names
+    folders = {name.split("/")[0] for name in names if "/" in name}
+    assert [len(folder) for folder in folders] == [255]
+
+
 def test_a_folder_that_holds_something_is_left_alone(tmp_path):
     version = published(MemorySource(records()), tmp_path)
     (tmp_path / "taken").mkdir()
@@ -84,9 +110,10 @@ def test_a_damaged_version_leaves_no_folder(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
-def test_a_class_that_would_leave_the_folder_is_refused(tmp_path):
-    some = [replace(record, label="../../cat" if record.label == "cat" else "dog") for record in records()]
-    version = published(MemorySource(some, classes=("../../cat", "dog")), tmp_path)
+@pytest.mark.parametrize("label", ["../../cat", ".cat", "c" * 256])
+def test_a_class_that_cannot_be_a_folder_is_refused(tmp_path, label):
+    some = [replace(record, label=label if record.label == "cat" else "dog") for record in records()]
+    version = published(MemorySource(some, classes=(label, "dog")), tmp_path)
 
-    with pytest.raises(UserError, match=r"the class '\.\./\.\./cat' of pets cannot be a visible folder"):
+    with pytest.raises(UserError, match=rf"the class {label!r} of pets cannot be a visible folder"):
         pull(version, tmp_path / "pulled")

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import tarfile
 
 import pytest
 
-from flatfix.data.shards import ShardWriter
+from flatfix.data.shards import ShardWriter, _header, extensions
 from flatfix.data.sources.base import Record
 
 RECORDS = [
@@ -78,3 +79,36 @@ def test_the_same_pictures_give_the_same_bytes(tmp_path):
 
     assert names == again
     assert (tmp_path / "a" / names[0]).read_bytes() == (tmp_path / "b" / names[0]).read_bytes()
+
+
+def test_a_shard_is_what_tarfile_writes(tmp_path):
+    names, places, data = written(tmp_path)
+    expected = io.BytesIO()
+    with tarfile.open(fileobj=expected, mode="w") as tar:
+        for record in RECORDS:
+            facts = {name: getattr(record, name) for name in ("label", "split", "target", "group")}
+            contents = {"json": json.dumps(facts, ensure_ascii=False).encode(), record.extension: data[record.id]}
+            for extension, content in contents.items():
+                member = tarfile.TarInfo(f"{record.id}.{extension}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+    assert (tmp_path / names[0]).read_bytes() == expected.getvalue()
+
+
+def test_what_begins_where_in_a_shard_is_told_by_its_extension(tmp_path):
+    names, places, _ = written(tmp_path)
+
+    found = extensions(tmp_path / names[0])
+
+    assert len(found) == 2 * len(RECORDS)
+    assert [found[places[record.id].offset] for record in RECORDS] == [record.extension for record in RECORDS]
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 8**11 - 1, 8**11, 10**12])
+@pytest.mark.parametrize("name", ["a b.json", "x" * 100, "x" * 101, "é.png", "a/" * 40 + "b.jpg"])
+def test_the_header_of_a_member_is_that_of_tarfile(name, size):
+    member = tarfile.TarInfo(name)
+    member.size = size
+
+    assert _header(name, size) == member.tobuf()

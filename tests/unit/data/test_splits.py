@@ -4,16 +4,21 @@ import random
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from flatfix.data.sources.base import Record
-from flatfix.data.splits import Fold, SplitRule, assign, folds, quotas
+from flatfix.data.splits import Fold, SplitRule, assign, folds, quotas, rank, ranked
 from flatfix.errors import UserError
 from tests.helpers.images import records
 
 
+def assigned(some, rule):
+    return assign(some, [record.id for record in some], rule)
+
+
 def by_id(some, rule):
-    return dict(zip((record.id for record in some), assign(some, rule), strict=True))
+    return dict(zip((record.id for record in some), assigned(some, rule), strict=True))
 
 
 def test_the_same_seed_and_ids_give_the_same_splits_whatever_the_order():
@@ -30,7 +35,7 @@ def test_another_seed_draws_other_pictures():
 def test_splits_have_their_share_of_every_class():
     some = records(1000) + [Record(f"rare-{number}", "bird", "", "png") for number in range(20)]
 
-    counts = Counter(zip((record.label for record in some), assign(some, SplitRule()), strict=True))
+    counts = Counter(zip((record.label for record in some), assigned(some, SplitRule()), strict=True))
 
     for label, size in (("cat", 500), ("dog", 500), ("bird", 20)):
         assert abs(counts[label, "val"] - 0.15 * size) <= 1
@@ -40,7 +45,7 @@ def test_splits_have_their_share_of_every_class():
 def test_many_small_classes_fill_the_splits_all_the_same():
     some = records(300, classes=[f"class-{number:03d}" for number in range(100)])
 
-    counts = Counter(assign(some, SplitRule()))
+    counts = Counter(assigned(some, SplitRule()))
 
     assert counts == {"train": 180, "val": 45, "test": 75}
 
@@ -53,7 +58,7 @@ def test_a_group_never_straddles_splits(size):
         for side in range(size)
     ]
 
-    splits = assign(some, SplitRule())
+    splits = assigned(some, SplitRule())
 
     of_group = {(record.group, split) for record, split in zip(some, splits, strict=True)}
     assert len(of_group) == 60
@@ -73,7 +78,7 @@ def test_a_group_with_the_name_of_a_picture_is_not_that_picture():
 def test_stratified_groups_have_their_share_in_every_split():
     some = [*records(400, group="mono"), *[Record(f"p{n}", "cat", "", "png", group="poly") for n in range(100)]]
 
-    splits = assign(some, SplitRule(groups="stratify"))
+    splits = assigned(some, SplitRule(groups="stratify"))
 
     counts = Counter((record.group, split) for record, split in zip(some, splits, strict=True))
     assert abs(counts["mono", "test"] - 100) <= 2
@@ -84,19 +89,19 @@ def test_two_whole_groups_cannot_fill_three_splits():
     some = [*records(20, group="mono"), *[Record(f"p{n}", "cat", "", "png", group="poly") for n in range(20)]]
 
     with pytest.raises(UserError, match=r"dataset\.split: no picture is left.*groups=keep.*groups=stratify"):
-        assign(some, SplitRule())
+        assigned(some, SplitRule())
 
 
 def test_splits_of_the_source_stand():
     some = [*records(10, split="train"), Record("v", "cat", "", "png", "val"), Record("t", "cat", "", "png", "test")]
 
-    assert assign(some, SplitRule()) == ["train"] * 10 + ["val", "test"]
+    assert assigned(some, SplitRule()) == ["train"] * 10 + ["val", "test"]
 
 
 def test_a_split_that_the_source_lacks_is_drawn_from_its_train_pictures():
     some = [*records(100, split="train"), *[Record(f"t{n}", "cat", "", "png", "test") for n in range(30)]]
 
-    splits = assign(some, SplitRule())
+    splits = assigned(some, SplitRule())
 
     assert Counter(splits) == {"train": 85, "val": 15, "test": 30}
     assert splits[100:] == ["test"] * 30
@@ -110,7 +115,7 @@ def test_adding_pictures_moves_few_of_the_others():
 
 
 def test_a_fraction_of_zero_leaves_the_split_empty():
-    assert set(assign(records(40), SplitRule(val_fraction=0))) == {"train", "test"}
+    assert set(assigned(records(40), SplitRule(val_fraction=0))) == {"train", "test"}
 
 
 @pytest.mark.parametrize(
@@ -131,6 +136,16 @@ def test_quotas_round_the_total_once():
     assert quotas([3] * 100, 0.15) != [0] * 100
     assert sum(quotas([3] * 100, 0.15)) == 45
     assert quotas([10, 10], 1.0) == [10, 10]
+
+
+def test_ids_are_sorted_by_the_keys_and_then_by_rank():
+    ids = [f"p{number % 50}" for number in range(100)]
+    first, second = (np.random.default_rng(seed).integers(0, 3, 100) for seed in (0, 1))
+
+    expected = sorted(range(100), key=lambda row: (first[row], second[row], rank(ids[row], seed=7)))
+
+    assert ranked(ids, 7, within=(first, second)).tolist() == expected
+    assert ranked([]).tolist() == []
 
 
 def pool_of(sizes, group=None):
@@ -237,7 +252,7 @@ def test_a_picture_without_a_split_goes_where_the_source_has_put_its_group(given
         replace(record, group=f"unit-{number // 4}", split=given if number % 4 == 0 and number < 20 else None)
         for number, record in enumerate(records(80))
     ]
-    splits = assign(pictures, SplitRule())
+    splits = assigned(pictures, SplitRule())
     assert splits[:20] == [given] * 20
     of_group = {(picture.group, split) for picture, split in zip(pictures, splits, strict=True)}
     assert len(of_group) == 20

@@ -8,6 +8,9 @@ import pytest
 from flatfix.data.blobs import DamagedFileError
 from flatfix.data.store import LocalStore, StoreConflictError, open_store
 from flatfix.errors import UserError
+from tests.helpers.server import wait_until
+
+OF_FILE = sha256(b"from a file").hexdigest()
 
 
 def test_what_is_put_is_read_back(tmp_path):
@@ -15,10 +18,13 @@ def test_what_is_put_is_read_back(tmp_path):
     (tmp_path / "file").write_bytes(b"from a file")
 
     store.put_bytes("a/b/one", b"1")
-    store.put_file("a/two", tmp_path / "file")
+    num_bytes = []
+    store.put_file("a/two", tmp_path / "file", OF_FILE, num_bytes.append)
 
     assert store.read("a/b/one") == b"1"
-    assert store.fetch("a/two", sha256(b"from a file").hexdigest()) == store.root / "a/two"
+    assert sum(num_bytes) == 11
+    assert store.holds("a/two", OF_FILE) and not store.holds("a/b/one", OF_FILE) and not store.holds("a/six", OF_FILE)
+    assert store.fetch("a/two", OF_FILE) == store.root / "a/two"
     assert (tmp_path / "file").exists()
     assert store.exists("a/two") and not store.exists("a/b") and not store.exists("a/three")
 
@@ -110,3 +116,27 @@ def test_a_file_with_another_content_is_not_handed_out(tmp_path):
 
     with pytest.raises(DamagedFileError):
         store.fetch("key", sha256(b"one").hexdigest())
+
+
+def test_a_second_publisher_waits_and_says_so(tmp_path, capsys):
+    store = LocalStore(tmp_path)
+    order = []
+    said = []
+
+    def second():
+        with store.lock("datasets/pets/v1") as confirm:
+            confirm()
+            order.append("second")
+
+    def is_waiting():
+        said.append(capsys.readouterr().out)
+        return f"waiting for another process, which publishes to {tmp_path / 'datasets/pets/v1'}" in "".join(said)
+
+    thread = threading.Thread(target=second)
+    with store.lock("datasets/pets/v1"):
+        thread.start()
+        wait_until(is_waiting, 10, "the second to wait")
+        order.append("first")
+    thread.join(timeout=10)
+    assert order == ["first", "second"]
+    assert store.list("") == []

@@ -25,6 +25,7 @@ def test_a_folder_gives_its_visible_pictures_sorted_and_spelled_as_it_was_given(
     assert find_pictures("new").paths == [f"new/{name}" for name in names]
     assert find_pictures("./new/").paths == [f"new/{name}" for name in names]
     assert find_pictures(str(folder / "new")).paths == [f"{folder}/new/{name}" for name in names]
+    assert find_pictures(".").paths == [f"new/{name}" for name in names]
     found = find_pictures("new")
     assert [found.read(path).decode() for path in found.paths] == names
 

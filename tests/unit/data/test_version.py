@@ -4,11 +4,12 @@ import hashlib
 
 import pytest
 
+from flatfix.data.index import INDEX_SCHEMA
 from flatfix.data.publish import publish
 from flatfix.data.sources.folder import FolderSource
 from flatfix.data.splits import SplitRule
 from flatfix.data.store import LocalStore
-from flatfix.data.version import INDEX_SCHEMA, DamagedVersionError, list_versions, open_version
+from flatfix.data.version import DamagedVersionError, list_versions, open_version
 from flatfix.errors import UserError
 from tests.helpers.images import class_folders
 

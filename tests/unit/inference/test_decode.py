@@ -1,12 +1,51 @@
 from __future__ import annotations
 
+import io
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import numpy as np
 import pytest
+import simplejpeg
+import sklearn.datasets
 from PIL import Image
 
 from flatfix.errors import UserError
-from flatfix.inference.decode import UnreadableImageError, decode, resize
+from flatfix.inference.decode import UnreadableImageError, decode, load, resize
 from tests.helpers.images import colours, encode, grey_forms, greys, png_claiming
+
+PHOTOGRAPHS = Path(sklearn.datasets.__file__).parent / "images"  # china.jpg and flower.jpg, 640 x 427
+RULES = ["squash", "crop", "pad"]
+MIRRORED = {  # of a picture [H, W, 3], what is stored with each EXIF orientation so that it shows upright
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.transpose(1, 0, 2),
+    6: lambda upright: np.rot90(upright),
+    7: lambda upright: upright[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda upright: np.rot90(upright, -1),
+}
+
+
+def photograph(width: int = 640, height: int = 427, name: str = "china.jpg") -> Image.Image:
+    return Image.open(PHOTOGRAPHS / name).crop((0, 0, width, height))
+
+
+def by_pillow(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def oriented(pixels: np.ndarray, orientation: int, format: str, **options) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encode(np.ascontiguousarray(MIRRORED[orientation](pixels)), format, exif=exif, **options)
+
+
+def assert_alike(pixels: np.ndarray, expected: np.ndarray) -> None:
+    away = np.abs(pixels.astype(int) - expected)
+    assert away.mean() <= 1 and away.max() <= 16
 
 
 @pytest.mark.parametrize("form", grey_forms())
@@ -57,24 +96,24 @@ def test_transparent_colours_of_a_palette_and_of_a_grey_picture_are_white():
     assert decode(encode(grey, transparency=9))[0, :, 0].tolist() == [7, 255]
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("orientation", MIRRORED)
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
 def test_exif_orientation_is_applied(format, orientation):
-    upright = colours()
-    stored = {
-        1: upright,
-        2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
-        5: upright.transpose(1, 0, 2),
-        6: np.rot90(upright),
-        7: upright[::-1, ::-1].transpose(1, 0, 2),
-        8: np.rot90(upright, -1),
-    }[orientation]
-    exif = Image.Exif()
-    exif[0x0112] = orientation
+    np.testing.assert_array_equal(decode(oriented(colours(), orientation, format)), colours())
 
-    np.testing.assert_array_equal(decode(encode(np.ascontiguousarray(stored), format, exif=exif)), upright)
+
+@pytest.mark.parametrize("orientation", MIRRORED)
+def test_exif_orientation_of_a_jpeg_is_applied(orientation):
+    data = oriented(colours(), orientation, "JPEG", quality=95, subsampling=0)
+
+    assert np.abs(decode(data).astype(int) - colours()).max() <= 6
+
+
+def test_the_orientation_of_a_jpeg_that_only_its_xmp_knows_is_applied():
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    data = encode(np.ascontiguousarray(MIRRORED[6](colours())), "JPEG", quality=95, subsampling=0, xmp=xmp)
+
+    assert np.abs(decode(data).astype(int) - colours()).max() <= 6
 
 
 def test_exif_orientation_of_a_16_bit_picture_is_applied():
@@ -94,6 +133,56 @@ def test_the_first_frame_of_an_animation_counts():
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        {"subsampling": "4:4:4"},
+        {"subsampling": "4:2:2"},
+        {"subsampling": "4:2:0"},
+        {"progressive": True},
+        {"restart_marker_blocks": 3},
+        {"keep_rgb": True},
+        {"quality": 5},
+    ],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_simplejpeg_and_pillow_give_the_same_pixels_of_a_photograph(mode, options):
+    for width, height in [(640, 427), (33, 47), (1, 1)]:
+        data = encode(photograph(width, height).convert(mode), "JPEG", **options)
+
+        np.testing.assert_array_equal(simplejpeg.decode_jpeg(data), by_pillow(data))
+        np.testing.assert_array_equal(decode(data), by_pillow(data))
+
+
+def test_a_jpeg_that_only_pillow_reads_has_the_pixels_that_pillow_gives():
+    data = encode(photograph(64, 64), "JPEG")
+    frame = data.index(b"\xff\xc0")
+    forms = {
+        "bytes too many at the end": data[:-2] + bytes(30) + data[-2:],
+        "arithmetic coding": data[:frame] + b"\xff\xc9" + data[frame + 2 :],
+        "fewer lines than are stored": data[: frame + 5] + b"\0\x20" + data[frame + 7 :],
+        "samples three to one": data[: frame + 11] + b"\x31" + data[frame + 12 :],
+    }
+    for form, changed in forms.items():
+        with pytest.raises(ValueError, match="Corrupt JPEG data|Could not determine"):
+            simplejpeg.decode_jpeg(changed)
+        assert np.array_equal(decode(changed), by_pillow(changed)), form
+
+
+def test_a_cmyk_jpeg_has_the_pixels_that_pillow_gives():
+    data = encode(photograph().convert("CMYK"), "JPEG")
+
+    np.testing.assert_array_equal(decode(data), by_pillow(data))
+
+
+def test_a_jpeg_cut_anywhere_is_refused():
+    data = encode(colours(), "JPEG", progressive=True)
+    for read in (decode, lambda cut: load(cut, 4, "squash")):
+        for end in range(1, len(data) - 2):
+            with pytest.raises(UnreadableImageError):
+                read(data[:end])
+
+
+@pytest.mark.parametrize(
     ("data", "reason"),
     [
         (b"", "empty"),
@@ -109,17 +198,88 @@ def test_the_first_frame_of_an_animation_counts():
     ],
 )
 def test_unreadable_bytes_are_refused_with_their_reason(data, reason):
-    with pytest.raises(UnreadableImageError, match=reason):
-        decode(data)
+    for read in (decode, lambda data: load(data, 8, "crop")):
+        with pytest.raises(UnreadableImageError, match=reason):
+            read(data)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_header_that_claims_too_many_pixels_is_refused_before_any_memory_is_spent():
+@pytest.mark.parametrize("read", [decode, lambda data: load(data, 8, "crop")], ids=["decode", "load"])
+def test_a_header_that_claims_too_many_pixels_is_refused_before_any_memory_is_spent(read):
     with pytest.raises(UnreadableImageError, match="claims 13000 x 13000 pixels: more than 160,000,000"):
-        decode(png_claiming(13_000, 13_000))
+        read(png_claiming(13_000, 13_000))
 
 
-@pytest.mark.parametrize("rule", ["squash", "crop", "pad"])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_whole_jpeg_of_too_many_pixels_is_refused():
+    data = encode(Image.new("L", (65_000, 2_462)), "JPEG")
+
+    for read in (decode, lambda data: load(data, 8, "crop")):
+        with pytest.raises(UnreadableImageError, match="claims 65000 x 2462 pixels: more than 160,000,000"):
+            read(data)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_load_gives_the_pixels_of_decode_and_resize(rule):
+    forms = grey_forms()
+    forms |= {f"{mode} jpeg": encode(Image.fromarray(colours()).convert(mode), "JPEG") for mode in ("RGB", "L", "CMYK")}
+    forms |= {f"tiff turned to {turn}": oriented(colours(), turn, "TIFF") for turn in MIRRORED}
+    forms |= {f"jpeg turned to {turn}": oriented(colours(), turn, "JPEG") for turn in MIRRORED}
+    forms["transparent"] = encode(np.dstack([colours(), greys()]))
+    forms["1-bit"] = encode(Image.fromarray(greys() > 99))
+    for form, data in forms.items():
+        for size in (9, 24, 50):
+            pixels = load(data, size, rule)
+
+            assert pixels.shape == (size, size, 3) and pixels.dtype == np.uint8, form
+            np.testing.assert_array_equal(pixels, resize(decode(data), size, rule), form)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(("size", "is_reduced"), [(107, False), (106, True), (53, True), (26, True)])
+def test_a_jpeg_four_times_too_large_is_reduced_as_it_is_decoded_and_looks_the_same(size, is_reduced, mode, rule):
+    data = encode(photograph(428, 427).convert(mode), "JPEG", quality=90)
+
+    pixels, expected = load(data, size, rule), resize(decode(data), size, rule)
+
+    assert_alike(pixels, expected)
+    assert (pixels != expected).any() == is_reduced
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("orientation", MIRRORED)
+@pytest.mark.parametrize("has_exif", [True, False])
+def test_a_reduced_jpeg_whose_sides_do_not_divide_is_not_shifted(has_exif, orientation, rule):
+    upright = np.asarray(photograph(501, 333, "flower.jpg"))
+    if has_exif:
+        data = oriented(upright, orientation, "JPEG", quality=90)
+    else:
+        data = encode(np.ascontiguousarray(MIRRORED[orientation](upright)), "JPEG", quality=90)
+
+    assert_alike(load(data, 40, rule), resize(decode(data), 40, rule))
+
+
+@pytest.mark.parametrize("shape", [(1, 1000), (1000, 1), (3, 700), (16, 16), (9, 8)])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_jpeg_however_thin_or_small_is_loaded(rule, shape):
+    for data in (encode(colours(*shape), "JPEG"), oriented(colours(*shape), 6, "JPEG")):
+        for size in (1, 2, 16):
+            assert load(data, size, rule).shape == (size, size, 3)
+
+
+def test_threads_load_the_pixels_that_one_loads():
+    forms = [encode(photograph(640, 400 + number), "JPEG") for number in range(8)]
+    forms += [encode(photograph(64, 40 + number)) for number in range(8)]
+    expected = [load(data, 50, "crop") for data in forms]
+
+    with ThreadPoolExecutor(4 * (os.cpu_count() or 1)) as pool:
+        for _ in range(5):
+            for pixels, alone in zip(pool.map(lambda data: load(data, 50, "crop"), forms), expected, strict=True):
+                np.testing.assert_array_equal(pixels, alone)
+
+
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("shape", [(24, 32), (32, 24), (100, 7), (1000, 1), (8, 8), (16, 16)])
 def test_resize_gives_a_square_of_the_size(rule, shape):
     square = resize(colours(*shape), 16, rule)
@@ -159,8 +319,9 @@ def test_scaling_down_averages_instead_of_skipping_pixels():
 
 
 def test_an_unknown_resize_rule_names_the_nearest():
-    with pytest.raises(UserError, match=r"dataset\.resize=squish.*squash, crop, pad.*Did you mean 'squash'"):
-        resize(colours(), 16, "squish")
+    for scale in (lambda: resize(colours(), 16, "squish"), lambda: load(b"", 16, "squish")):
+        with pytest.raises(UserError, match=r"dataset\.resize=squish.*squash, crop, pad.*Did you mean 'squash'"):
+            scale()
 
 
 def test_a_picture_of_the_right_size_is_not_touched():

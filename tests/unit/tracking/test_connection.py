@@ -26,7 +26,7 @@ from flatfix.errors import UserError
 from flatfix.tracking import connection, preflight
 from flatfix.tracking.connection import connect, redact
 from tests.helpers.mlflow_db import fresh_database
-from tests.helpers.mlflow_server import wait_until
+from tests.helpers.server import wait_until
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import pytest
 
 from flatfix.tracking import outbox
 from flatfix.tracking.outbox import MAX_BATCH, NUM_ATTEMPTS, Fact, Kind, Lost, Outbox, Refused
-from tests.helpers.mlflow_server import wait_until
+from tests.helpers.server import wait_until
 
 
 class Receiver:

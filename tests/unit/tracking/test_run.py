@@ -21,7 +21,7 @@ from mlflow.tracking import MlflowClient
 from flatfix.tracking import Run, Status, outbox, preflight
 from flatfix.tracking.connection import connect
 from tests.helpers.mlflow_db import fresh_database
-from tests.helpers.mlflow_server import wait_until
+from tests.helpers.server import wait_until
 
 
 @pytest.fixture

@@ -7,10 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from flatfix.data.cache import Examples
+from flatfix.data.cache import Examples, decoded
+from flatfix.data.encoded import EncodedPictures
+from flatfix.data.publish import publish
+from flatfix.data.splits import SplitRule
+from flatfix.data.store import LocalStore
+from flatfix.data.version import open_version
 from flatfix.models.classifier import Classifier
 from flatfix.training.augment import Inspection
 from flatfix.training.features import cached_features
+from tests.helpers.images import MemorySource, records
 from tests.helpers.models import make_classifier
 
 
@@ -81,3 +87,19 @@ def test_views_differ_and_keep_the_order_of_the_pictures(tmp_path: Path) -> None
     assert not np.allclose(views[:, 0], views[:, 1])
     distances = np.linalg.norm(views.mean(axis=1)[:, None] - plain[None], axis=2)
     assert (distances.argmin(axis=1) == np.arange(10)).mean() > 0.8
+
+
+def test_features_are_the_same_whether_pictures_are_decoded_or_not_yet(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    publish(MemorySource(records(100)), store, name="pets", version="v1", rule=SplitRule(), shard_bytes=50_000)
+    version = open_version(store, "pets", "v1")
+    options: dict[str, Any] = {"image_size": 32, "resize": "squash", "cache_dir": tmp_path / "pictures"}
+    streamed = decoded(version, "train", **options, gigabytes=0)
+    assert isinstance(streamed.inputs, EncodedPictures)
+    classifier = frozen()
+    for views in ({}, {"augment": Inspection(), "num_views": 2}):
+        ours, theirs = (
+            features(classifier, tmp_path / name, examples=examples, **views).inputs
+            for name, examples in (("streamed", streamed), ("decoded", decoded(version, "train", **options)))
+        )
+        np.testing.assert_array_equal(ours, theirs)

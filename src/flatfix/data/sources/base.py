@@ -40,6 +40,11 @@ class Source(Protocol):
         """Class names in label order."""
         ...
 
+    @property
+    def num_readers(self) -> int | None:
+        """How many threads read best at a time; None for as many as there are cores."""
+        ...
+
     def records(self) -> list[Record]:
         """List every picture, in the same order each time."""
         ...

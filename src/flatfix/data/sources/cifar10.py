@@ -11,7 +11,8 @@ from typing import Any
 from PIL import Image
 
 from flatfix.data.sources.base import Record
-from flatfix.data.sources.folder import FolderSource
+from flatfix.data.sources.folder import ROOT, FolderSource
+from flatfix.data.sources.tree import LocalTree, tree_at
 from flatfix.errors import UserError
 
 BATCHES = "cifar-10-batches-py"  # torchvision's folder
@@ -25,7 +26,7 @@ class Cifar10Source:
 
     Attributes:
         root: holds `train/<class>/<pictures>` and `test/<class>/<pictures>`, which are read as `FolderSource` reads
-            them, or `cifar-10-batches-py`.
+            them, or, on a disk, `cifar-10-batches-py`.
         download: whether torchvision downloads its files (170 MB) to a root that holds neither.
     """
 
@@ -41,6 +42,11 @@ class Cifar10Source:
         """
         return self._form.classes
 
+    @property
+    def num_readers(self) -> int | None:
+        """How many threads read best at a time."""
+        return self._form.num_readers
+
     def records(self) -> list[Record]:
         """List the pictures.
 
@@ -55,18 +61,16 @@ class Cifar10Source:
 
     def describe(self) -> dict[str, str | int | float | bool | None]:
         """Name the folder."""
-        return {"kind": "cifar10", "root": str(self._path)}
-
-    @property
-    def _path(self) -> Path:
-        return Path(self.root).expanduser().absolute()
+        return {"kind": "cifar10", "root": str(tree_at(self.root, ROOT))}
 
     @cached_property
     def _form(self) -> FolderSource | _Batches:
-        folders = {path.name for path in self._path.iterdir() if path.is_dir()} if self._path.is_dir() else set()
-        if folders and BATCHES not in folders:
-            return FolderSource(self.root)
-        return _Batches(self._path, self.download)
+        tree = tree_at(self.root, ROOT)
+        if isinstance(tree, LocalTree):
+            folders = tree.folders() if tree.exists() else []
+            if not folders or BATCHES in folders:
+                return _Batches(tree.root, self.download)
+        return FolderSource(self.root)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class _Batches:
 
     root: Path
     download: bool
+    num_readers = None
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ class ElpvSource:
     """
 
     classes = ("ok", "defective")
+    num_readers = None
 
     def records(self) -> list[Record]:
         """List the cells in the package's order.

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import os
+import sys
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 from flatfix.data.sources.base import Record
+from flatfix.data.sources.tree import Tree, extension_of, tree_at
 from flatfix.errors import UserError
 
-# heic, heif and avif cannot be decoded, but they are pictures: publishing has to name them, not to pass them by.
-EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"}
-    | {".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif", ".avif"}
-)
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+ROOT = "dataset.source.root"  # option of all sources that have one
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Read `<root>/<class>/**/<picture>` or `<root>/<split>/<class>/**/<picture>`.
+    """Read `<root>/<class>/**/<picture>` or `<root>/<split>/<class>/**/<picture>`, in a folder or in S3.
 
     Split folders are train, val (or valid, validation) and test. Hidden files, and files whose extension is not a
     picture's, are left out. Ids are relative paths without the extension, or with it where two files differ in
@@ -37,12 +35,18 @@ class FolderSource:
         """Names of the class folders, in alphabetical order.
 
         Raises:
-            UserError: for a root that is not laid out as above, has one class only, or a class without a picture.
+            UserError: for a root that is not laid out as above, has one class only, or a class without a picture, and
+                for a key in S3 that is no path.
         """
         return tuple(sorted({record.label for record in self._records}))
 
+    @property
+    def num_readers(self) -> int | None:
+        """How many threads read best at a time."""
+        return self._tree.num_readers
+
     def records(self) -> list[Record]:
-        """List the pictures, sorted by path within split and class.
+        """List the pictures, in the order in which the root lists them within split and class.
 
         Raises:
             UserError: as for `classes`.
@@ -51,40 +55,53 @@ class FolderSource:
 
     def read(self, record: Record) -> bytes:
         """Return the bytes of one file."""
-        return (self._path / record.location).read_bytes()
+        return self._tree.read(record.location)
 
     def describe(self) -> dict[str, str | int | float | bool | None]:
         """Name the folder."""
-        return {"kind": "folder", "root": str(self._path)}
+        return {"kind": "folder", "root": str(self._tree)}
 
-    @property
-    def _path(self) -> Path:
-        return Path(self.root).expanduser().absolute()
+    @cached_property
+    def _tree(self) -> Tree:
+        return tree_at(self.root, ROOT)
 
     @cached_property
     def _records(self) -> list[Record]:
-        found = []  # (split, label, location)
-        labels = set()
+        records: list[Record] = []
+        labels: set[str] = set()
         for split, above in self._split_folders():
-            for name in _visible_folders(self._path / above):
-                label = unicodedata.normalize("NFC", name)
-                labels.add(label)
-                found += [(split, label, location) for location in pictures(self._path, Path(above, name))]
-        if empty := labels - {label for _, label, _ in found}:
+            label_of = {f"{name}/": unicodedata.normalize("NFC", name) for name in self._tree.folders(above)}
+            labels.update(label_of.values())
+            start = len(above) + 1 if above else 0
+            locations = [path for path in self._pictures(above) if _first_folder(path, start) in label_of]
+            # A million records are held at a time: what others have too is the same text, not one like it.
+            records += [
+                Record(
+                    id,
+                    label_of[_first_folder(location, start)],
+                    location,
+                    sys.intern(extension_of(location)[1:]),
+                    split,
+                )
+                for id, location in zip(ids_of(locations), locations, strict=True)
+            ]
+        if empty := labels - {record.label for record in records}:
             raise self._wrong(f"no picture in the class folder {', '.join(sorted(empty))}")
         if len(labels) < 2:
             raise self._wrong(f"a classifier needs at least two class folders, found {len(labels)}")
-        ids = ids_of([location for _, _, location in found])
-        return [
-            Record(id, label, location, extension_of(location)[1:], split)
-            for id, (split, label, location) in zip(ids, found, strict=True)
-        ]
+        return records
+
+    def _pictures(self, above: str) -> Iterator[str]:
+        for path in self._tree.pictures(above):
+            if not {"", ".", ".."}.isdisjoint(path.split("/")):
+                raise self._wrong(f"the key {self._tree}/{path} has an empty part, or one of dots: rename this object")
+            yield path
 
     def _split_folders(self) -> list[tuple[str | None, str]]:
         """Return (split, folder below the root) of every folder that holds class folders."""
-        if not self._path.is_dir():
+        if not self._tree.exists():
             raise self._wrong("no such folder")
-        names = _visible_folders(self._path)
+        names = self._tree.folders()
         splits = [name for name in names if name.lower() in SPLIT_FOLDERS]
         if not splits:
             return [(None, "")]
@@ -96,39 +113,18 @@ class FolderSource:
 
     def _wrong(self, what: str) -> UserError:
         return UserError(
-            f"dataset.source.root={self.root}: {what}. Expected <root>/<class>/<pictures>, "
+            f"{ROOT}={self.root}: {what}. Expected <root>/<class>/<pictures>, "
             "or <root>/train/<class>/<pictures> with val and test beside train."
         )
+
+
+def _first_folder(path: str, start: int) -> str:
+    """Return the name up to the first slash from `start` on, and the slash; nothing for a file that lies there."""
+    return path[start : path.find("/", start) + 1]
 
 
 def ids_of(locations: Sequence[str]) -> list[str]:
     """Return paths without the extension, or with it where two files differ in nothing else."""
     stems = [os.path.splitext(location)[0] for location in locations]
-    counts = Counter(stems)
-    return [stem if counts[stem] == 1 else location for stem, location in zip(stems, locations, strict=True)]
-
-
-def extension_of(location: str) -> str:
-    """Return the extension in lower case, with the dot, as in `EXTENSIONS`."""
-    return os.path.splitext(location)[1].lower()
-
-
-def _visible_folders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-
-
-def pictures(root: Path, below: Path) -> Iterator[str]:
-    """Yield paths relative to `root`, in sorted order, through links to folders as well."""
-    for parent, folders, files in os.walk(root / below, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _is_loop(parent, name))
-        relative = Path(parent).relative_to(root).as_posix()
-        for name in sorted(files):
-            if not name.startswith(".") and extension_of(name) in EXTENSIONS:
-                yield f"{relative}/{name}"
-
-
-def _is_loop(parent: str, name: str) -> bool:
-    """Say whether a folder is a link to one that it lies in."""
-    path = Path(parent, name)
-    return path.is_symlink() and Path(parent).resolve().is_relative_to(path.resolve())
+    shared = {one for one, other in pairwise(sorted(stems)) if one == other}
+    return [location if stem in shared else stem for stem, location in zip(stems, locations, strict=True)]

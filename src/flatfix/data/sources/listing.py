@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import posixpath
+import sys
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+from flatfix.data.ahead import map_ahead
 from flatfix.data.sources.base import Record
-from flatfix.data.sources.folder import EXTENSIONS, extension_of, ids_of
+from flatfix.data.sources.folder import ROOT, ids_of
+from flatfix.data.sources.tree import Tree, extension_of, is_picture, tree_at
 from flatfix.errors import UserError, enumerated
 
+FILE = "dataset.source.file"
+FOLDERS_AHEAD = 32  # looked into at a time: in S3, each is an answer to wait for
 TARGET_TOLERANCE = 0.01  # by which the probabilities of a target may miss 1: people round them
 
 
@@ -58,11 +65,11 @@ class Faults:
 
 @dataclass(frozen=True)
 class ListedSource(ABC):
-    """Read the pictures that `file` lists; their paths are relative to `root`.
+    """Read the pictures that `file` lists; their paths are relative to `root`. Each of the two may lie in S3.
 
-    A path may have the backslashes of Windows. Links may lead anywhere, a path may not leave `root`. Each file may be
-    listed once: a picture that came twice could be trained on and tested. Classes are the labels in alphabetical
-    order. Ids are those of a `FolderSource`.
+    A path may have the backslashes of Windows, and its accents may be composed otherwise than those of the file. Links
+    may lead anywhere, a path may not leave `root`. Each file may be listed once: a picture that came twice could be
+    trained on and tested. Classes are the labels in alphabetical order. Ids are those of a `FolderSource`.
 
     A subclass says how the file is read, and how a message calls a row.
     """
@@ -90,6 +97,11 @@ class ListedSource(ABC):
         """
         return tuple(sorted({record.label for record in self._records}))
 
+    @property
+    def num_readers(self) -> int | None:
+        """How many threads read best at a time."""
+        return self._tree.num_readers
+
     def records(self) -> list[Record]:
         """List the pictures in the file's order.
 
@@ -101,60 +113,69 @@ class ListedSource(ABC):
 
     def read(self, record: Record) -> bytes:
         """Return the bytes of one picture."""
-        return (self._root / record.location).read_bytes()
+        return self._tree.read(record.location)
 
     def describe(self) -> dict[str, str | int | float | bool | None]:
         """Name the file and the folder."""
-        return {"kind": self.kind, "file": str(Path(self.file).expanduser().absolute()), "root": str(self._root)}
+        folder, name = self._file
+        return {"kind": self.kind, "file": os.path.join(str(folder), name), "root": str(self._tree)}
 
     def wrong(self, what: str) -> UserError:
         """Return the error for a file that cannot be used."""
-        return UserError(f"dataset.source.file={self.file}: {what}")
+        return UserError(f"{FILE}={self.file}: {what}")
+
+    @cached_property
+    def _tree(self) -> Tree:
+        return tree_at(self.root, ROOT)
 
     @property
-    def _root(self) -> Path:
-        return Path(self.root).expanduser().absolute()
+    def _file(self) -> tuple[Tree, str]:
+        """The folder of the file, and its name there."""
+        folder, name = os.path.split(self.file)
+        return tree_at(folder, FILE), name
 
     @cached_property
     def _records(self) -> list[Record]:
-        if not self._root.is_dir():
-            raise UserError(f"dataset.source.root={self.root}: no such folder.")
+        if not self._tree.exists():
+            raise UserError(f"{ROOT}={self.root}: no such folder.")
         faults = Faults(self.row_name)
-        rows = _checked(list(self.rows(self._text(), faults)), self._root, faults)
+        rows = _checked(self.rows(self._text(), faults), self._tree, faults)
         classes = sorted({row.label for row in rows})
         if not faults:  # broken rows may have been all of a class
             _check_targets(rows, len(classes), faults)
         if faults:
-            raise self.wrong(f"{faults}\nPaths are relative to dataset.source.root={self.root}.")
+            raise self.wrong(f"{faults}\nPaths are relative to {ROOT}={self.root}.")
         if len(classes) < 2:
             raise self.wrong(f"a classifier needs at least two classes, found {', '.join(classes) or 'no picture'}.")
         return [
-            Record(id, row.label, row.path, extension_of(row.path)[1:], row.split, row.group, row.target)
+            Record(id, row.label, row.path, sys.intern(extension_of(row.path)[1:]), row.split, row.group, row.target)
             for id, row in zip(ids_of([row.path for row in rows]), rows, strict=True)
         ]
 
     def _text(self) -> str:
+        folder, name = self._file
         try:
-            return Path(self.file).expanduser().read_text(encoding="utf-8-sig")
+            return io.TextIOWrapper(io.BytesIO(folder.read(name)), encoding="utf-8-sig").read()
         except OSError as error:
-            raise self.wrong(f"{error.strerror}.") from error
+            raise self.wrong(f"{error.strerror or error}.") from error
         except UnicodeDecodeError as error:
             raise self.wrong(f"not UTF-8 ({error.reason} at byte {error.start}).") from error
 
 
-def _checked(rows: Sequence[Row], root: Path, faults: Faults) -> list[Row]:
-    """Return the rows without fault, their paths and labels in normal form."""
+def _checked(read: Iterable[Row], tree: Tree, faults: Faults) -> list[Row]:
+    """Return the rows without fault, their labels in normal form and their paths as the tree has them."""
     rows = [
         row._replace(
             path=posixpath.normpath(row.path.replace("\\", "/")),
-            label=unicodedata.normalize("NFC", row.label.strip()),
+            label=sys.intern(unicodedata.normalize("NFC", row.label.strip())),
         )
-        for row in rows
+        for row in read
     ]
-    present = _present(root, {row.path for row in rows})
+    absent = _absent(tree, (spelling for row in rows for spelling in _spellings(row.path)))
+    rows = [row._replace(path=_spelled(row.path, absent)) if row.path in absent else row for row in rows]
     first: dict[str, Row] = {}
     for row in rows:
-        fault = _fault(row, present)
+        fault = _fault(row, absent)
         if fault is None and row.path in first:
             other = first[row.path]
             labels = "" if row.label == other.label else f", as {row.label} instead of {other.label}"
@@ -166,38 +187,46 @@ def _checked(rows: Sequence[Row], root: Path, faults: Faults) -> list[Row]:
     return list(first.values())
 
 
-def _fault(row: Row, present: set[str]) -> str | None:
+def _fault(row: Row, absent: set[str]) -> str | None:
     """Return what is wrong with a row in normal form by itself."""
     if row.path == ".":
         return "the path is empty"
+    if row.path.startswith("s3:/"):
+        return f"the path is an address, where a key below {ROOT} is expected"
     if row.path.startswith("/"):
         return f"{row.path} is absolute"
     if row.path.split("/")[0] == "..":
-        return f"{row.path} leads out of dataset.source.root"
-    if extension_of(row.path) not in EXTENSIONS:
+        return f"{row.path} leads out of {ROOT}"
+    if not is_picture(row.path):
         return f"{row.path} does not have the extension of a picture"
-    if row.path not in present:
+    if row.path in absent:
         return f"{row.path} does not exist"
     if not row.label:
         return "the label is empty"
     return None if row.label.isprintable() else f"the label {row.label!r} has characters that cannot be printed"
 
 
-def _present(root: Path, paths: Iterable[str]) -> set[str]:
-    """Return those of the paths that are files: one look into each folder costs less than one at each file."""
+def _spellings(path: str) -> Iterable[str]:
+    """Return a path as it is written, and in both normal forms of Unicode: a disk or a bucket may have any of them."""
+    return dict.fromkeys((path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD"))))
+
+
+def _spelled(path: str, absent: set[str]) -> str:
+    """Return the spelling of a path that is there, or the path where none is."""
+    return next((spelling for spelling in _spellings(path) if spelling not in absent), path)
+
+
+def _absent(tree: Tree, paths: Iterable[str]) -> set[str]:
+    """Return those of the paths that are no files: one look into each folder costs less than one at each file."""
     names: dict[str, set[str]] = defaultdict(set)
     for path in paths:
         folder, name = posixpath.split(path)
         names[folder].add(name)
-    present: set[str] = set()
-    for folder, wanted in names.items():
-        try:
-            with os.scandir(root / folder) as entries:
-                found = [entry.name for entry in entries if entry.name in wanted and entry.is_file()]
-        except (OSError, ValueError):  # no such folder, or a name that no folder could have
-            continue
-        present.update(posixpath.join(folder, name) for name in found)
-    return present
+
+    def absent(folder: str) -> list[str]:
+        return [posixpath.join(folder, name) for name in names[folder].difference(tree.files(folder))]
+
+    return set(chain.from_iterable(map_ahead(absent, names, FOLDERS_AHEAD, tree.num_readers)))
 
 
 def _check_targets(rows: Sequence[Row], num_classes: int, faults: Faults) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 
+import pyarrow as pa
+
+from flatfix.data.index import rows
 from flatfix.data.shards import Place, extensions
 from flatfix.data.sources.base import Record
 from flatfix.data.version import DatasetVersion
@@ -15,6 +21,7 @@ class PublishedSource:
     """Read a version back, as it was published; a record's location is the picture's id."""
 
     version: DatasetVersion
+    num_readers = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -27,24 +34,11 @@ class PublishedSource:
         Raises:
             DamagedVersionError: when a file of the version is missing or was altered.
         """
-        held = {shard.name: extensions(self.version.shard(shard.name)) for shard in self.version.manifest.shards}
-        columns = ["id", "label", "split", "group", "target", "shard", "offset"]
-        return [
-            Record(
-                row["id"],
-                row["label"],
-                row["id"],
-                held[row["shard"]][row["offset"]],
-                row["split"],
-                row["group"],
-                None if row["target"] is None else tuple(row["target"]),
-            )
-            for row in self.version.index().select(columns).to_pylist()
-        ]
+        return self._records
 
     def read(self, record: Record) -> bytes:
         """Return the original bytes of one picture."""
-        place = self._places[record.location]
+        place = Place(**self._places.slice(self._row_of[record.location], 1).to_pylist()[0])
         with self.version.shard(place.shard).open("rb") as file:
             file.seek(place.offset)
             return file.read(place.length)
@@ -55,6 +49,31 @@ class PublishedSource:
         return {"kind": "published", "name": manifest.name, "version": manifest.version}
 
     @cached_property
-    def _places(self) -> dict[str, Place]:
-        rows = self.version.index().select(["id", *Place._fields]).to_pylist()
-        return {row.pop("id"): Place(**row) for row in rows}
+    def _records(self) -> list[Record]:
+        columns = ("shard", "offset", "id", "label", "split", "group", "target")
+        index = self.version.index(list(columns))
+        records = []
+        for shard, of_shard in groupby(rows(index, columns), key=itemgetter(0)):
+            extension_at = extensions(self.version.shard(shard))
+            records += [
+                # A million of these are held at a time: no text that others have too is kept twice.
+                Record(
+                    id,
+                    sys.intern(label),
+                    id,
+                    sys.intern(extension_at[offset]),
+                    sys.intern(split),
+                    group and sys.intern(group),
+                    target and tuple(target),
+                )
+                for _, offset, id, label, split, group, target in of_shard
+            ]
+        return records
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {record.id: row for row, record in enumerate(self._records)}
+
+    @cached_property
+    def _places(self) -> pa.Table:
+        return self.version.index(list(Place._fields)).combine_chunks()

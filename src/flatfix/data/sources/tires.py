@@ -49,6 +49,7 @@ class TiresSource:
     """
 
     classes = ("ok", "defective")
+    num_readers = None
 
     def __init__(self, num_pictures: int = 3000, size: int = 64, seed: int = 0) -> None:
         bounds: dict[str, tuple[object, int]] = {

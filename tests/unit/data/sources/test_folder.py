@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 import unicodedata
 from pathlib import Path
 
@@ -129,3 +130,19 @@ def test_a_link_to_a_folder_above_is_not_followed(tmp_path: Path) -> None:
     class_folders(tmp_path, num_pictures=2)
     (tmp_path / "cat" / "loop").symlink_to(tmp_path)
     assert len(FolderSource(tmp_path).records()) == 4
+
+
+def test_a_million_pictures_are_listed_in_300_megabytes(tmp_path: Path) -> None:
+    num_pictures = 20_000
+    for label in ("scratched", "sound"):
+        (tmp_path / label).mkdir()
+        for number in range(num_pictures // 2):
+            (tmp_path / label / f"picture-{number:06d}.jpg").touch()
+
+    tracemalloc.start()
+    records = FolderSource(tmp_path).records()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert len(records) == num_pictures
+    assert peak / num_pictures < 300

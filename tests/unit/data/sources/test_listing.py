@@ -99,6 +99,19 @@ def test_a_path_may_be_written_in_other_ways(listed, written):
     assert listed([(written, "cat"), *GOOD[1:]]).records()[0].location == "cat/000.png"
 
 
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+def test_a_path_finds_its_file_however_its_accents_are_composed(listed, root, on_disk):
+    path = unicodedata.normalize(on_disk, "cat/fêlé.png")
+    (root / path).write_bytes(encode(colours()))
+    written = [unicodedata.normalize(form, path) for form in ("NFC", "NFD")]
+
+    for one in written:
+        source = listed([(one, "cat"), *GOOD])
+        assert source.records()[0].location == path
+        assert source.read(source.records()[0]) == (root / path).read_bytes()
+    assert f"{path} is listed again" in refused(listed([*((one, "cat") for one in written), *GOOD]))
+
+
 def test_links_may_lead_out_of_the_root(listed, root, tmp_path):
     (tmp_path / "elsewhere.png").write_bytes(encode(colours()))
     os.symlink(tmp_path / "elsewhere.png", root / "link.png")
@@ -136,6 +149,7 @@ def test_files_that_differ_in_the_extension_alone_keep_it_in_the_id(listed, root
         (("../pictures/cat/000.png", "cat"), "../pictures/cat/000.png leads out of dataset.source.root"),
         (("cat/../../x.png", "cat"), "../x.png leads out of dataset.source.root"),
         (("/etc/cat.png", "cat"), "/etc/cat.png is absolute"),
+        (("s3://a/b.png", "cat"), "the path is an address, where a key below dataset.source.root is expected"),
         (("cat/notes.txt", "cat"), "cat/notes.txt does not have the extension of a picture"),
         (("cat/noext", "cat"), "cat/noext does not have the extension of a picture"),
         (("cat", "cat"), "cat does not have the extension of a picture"),
