@@ -341,7 +341,7 @@ try:
     publish(FolderSource(sys.argv[1]), LocalStore(Path(sys.argv[2])), name="pets", version="v1", rule=SplitRule())
 except UserError as error:
     print(error)
-print("peak", re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])  # ru_maxrss begins with a parent's
+print("peak", re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 """
 
 
