@@ -2,7 +2,7 @@
 
 All decode the same photographs and scale them ("squash") in turns within one run, in one thread and in as many as there
 are processors. Beside the rates stands how far the pixels are from Pillow's, the reference: decoded whole, then scaled
-with the bilinear filter, antialiased. OpenCV takes part where it is installed (`pip install opencv-python-headless`).
+with the bilinear filter, antialiased.
 
     python benchmarks/decode.py --data ../shared/data
 """
@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import simplejpeg
 import torch
@@ -77,20 +78,10 @@ def by_torchvision(data: bytes, size: int) -> NDArray[np.uint8]:
     return pixels.permute(1, 2, 0).contiguous().numpy()
 
 
-def opencv() -> dict[str, Decoder]:
-    """Return OpenCV's way where it is installed: by area, its only filter that averages all pixels."""
-    if importlib.util.find_spec("cv2") is None:
-        print("OpenCV is not installed: left out")
-        return {}
-    import cv2
-
-    cv2.setNumThreads(1)  # the threads are ours
-
-    def decoder(data: bytes, size: int) -> NDArray[np.uint8]:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-        return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA)
-
-    return {"OpenCV": decoder}
+def by_opencv(data: bytes, size: int) -> NDArray[np.uint8]:
+    """Decode all pixels, then scale by area, OpenCV's only filter that averages all pixels."""
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA)
 
 
 def archived(archive: Path, folder: str, step: int) -> list[bytes]:
@@ -184,8 +175,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)  # the threads are ours
+    cv2.setNumThreads(1)
     threads = sorted({1, os.cpu_count() or 1})
-    others = {"Pillow": pillow, "Pillow, draft": pillow_draft, "torchvision": by_torchvision, **opencv()}
+    others = {"Pillow": pillow, "Pillow, draft": pillow_draft, "torchvision": by_torchvision, "OpenCV": by_opencv}
     machine = Provenance.collect(
         Path(__file__).parent, ["Pillow", "simplejpeg", "opencv-python-headless", "torchvision"]
     )
