@@ -1,9 +1,9 @@
 """Turn the bytes of a picture into RGB pixels: the one way, for training, serving and monitoring alike.
 
-A JPEG without EXIF is decoded by simplejpeg, several times as fast as Pillow for a small picture and to the very same
-pixels; Pillow reads everything else, and says what is wrong with what neither can read. `load` scales a JPEG that is
-much larger than what is asked for while it is decoded. OpenCV was left out: where it is faster, it is by a quarter, and
-other pixels come out. `benchmarks/decode.py` measures them all, and docs/data.md has its table.
+A JPEG without EXIF is decoded by simplejpeg, to the very pixels that Pillow gives, and small ones several times as
+fast. Pillow reads everything else, and says what is wrong with what neither can read. `load` lets libjpeg scale a JPEG
+that is much larger than what is asked for. OpenCV gives other pixels and is nowhere far ahead; torchvision scales
+faster, but needs torch, which serving does without. `benchmarks/decode.py` measures them all.
 """
 
 from __future__ import annotations
