@@ -16,7 +16,8 @@ def map_ahead(
 ) -> Generator[Result, None, None]:
     """Yield the function's result of each item, in order, while threads work on at most `num_ahead` of them.
 
-    Items that no thread has begun are dropped when an item fails or the generator is closed.
+    Items that no thread has begun are dropped when an item fails or the generator is closed, and `items`, if they are
+    a generator, is closed then.
     From Python 3.14 on this is `Executor.map` with its `buffersize`.
     """
     pending: deque[Future[Result]] = deque()
@@ -30,3 +31,5 @@ def map_ahead(
                 yield pending.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(items, Generator):
+                items.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -217,7 +219,24 @@ def _pixels(
         return encoded
     with replacing(path) as partial:
         pixels = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=encoded.shape)
+        _take_room(partial, split)
         with progress(f"Decoding {split}", len(encoded)) as advance:
             encoded.decode_into(pixels, np.arange(len(encoded)), advance)
         pixels.flush()
     return np.load(path, mmap_mode="c")  # type: ignore[no-any-return]
+
+
+def _take_room(path: Path, split: str) -> None:
+    """Have the disk give all that the file is long: to run out of it in mapped memory would kill the process."""
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(
+                f"paths.cache: no space left for the pixels of {split} in {path.parent}. Free some, name another "
+                "folder, or set dataset.decoded_gigabytes=0 to decode them whenever they are read."
+            ) from error

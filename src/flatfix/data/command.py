@@ -110,7 +110,8 @@ def _verify(cfg: Config, store: Store) -> ExitCode:
     if dataset["offline"] and not store.is_local:
         raise UserError("dataset.offline=true: action=verify reads the store itself. Leave it out.")
     with TemporaryDirectory(prefix="flatfix-verify-") as cache:
-        damage = verify(_open(cfg, cache), dataset["name"], dataset["version"])
+        store = open_store(cfg["store"], cache, gigabytes=0)  # each file goes when the next one comes
+        damage = verify(store, dataset["name"], dataset["version"])
     for what in damage:
         complain(f"damaged: {what}")
     if damage:

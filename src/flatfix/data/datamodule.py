@@ -93,11 +93,18 @@ class BatchLoader:
         return self
 
     def state_dict(self) -> dict[str, int]:
-        """Return the epoch, and how many of its batches were handed out."""
-        return {"epoch": self._epoch, "num_batches": self._num_batches}
+        """Return the epoch, how many of its batches were handed out, and what else the order depends on."""
+        return {"epoch": self._epoch, "num_batches": self._num_batches, **self._layout()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next iteration be the rest of that epoch; what was handed out is not decoded again."""
+        """Let the next iteration be the rest of that epoch; what was handed out is not decoded again.
+
+        Raises:
+            UserError: when the rest of the epoch would not be the rest here.
+        """
+        for name, here in self._layout().items():
+            if state[name] != here:
+                raise UserError(f"{name}={here}: the epoch to go on with began with {state[name]}. Set it back.")
         self._epoch, self._num_batches, self._is_resumed = state["epoch"], state["num_batches"], True
 
     def __len__(self) -> int:
@@ -116,6 +123,17 @@ class BatchLoader:
             self._num_batches = number
             targets = None if self._targets is None else self._targets[rows]
             yield Batch(inputs, self._labels.index_select(0, rows), rows, targets)
+
+    def _layout(self) -> dict[str, int]:
+        """Return what the order depends on beside the epoch."""
+        is_streamed = isinstance(self._inputs, EncodedPictures) and len(np.unique(self._inputs.shards)) > WINDOW
+        return {
+            "number of pictures": len(self._labels),
+            "dataset.batch_size": self.batch_size,
+            "seed": self._seed,
+            "number of devices": self._num_ranks,
+            "streamed (see dataset.decoded_gigabytes)": int(is_streamed),
+        }
 
     def _read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         if isinstance(self._inputs, EncodedPictures):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from flatfix.data.ahead import map_ahead
 from flatfix.data.decoders import Decoders, UnreadablePictureError, num_cores
 from flatfix.data.version import DamagedVersionError, DatasetVersion
-from flatfix.errors import UserError
 
 Rows = NDArray[np.int64]
 
@@ -128,15 +127,19 @@ class EncodedPictures:
         read = sorted(last, key=lambda shard: last[shard])
         position = {shard: place for place, shard in enumerate(coming)}
         num_fetched = num_closed = 0
-        for number, rows in enumerate(batches):
-            furthest = max((position[shard] for shard in needed[number]), default=0) + WINDOW
-            while num_fetched < len(coming) and num_fetched <= furthest:
-                shards.fetch(coming[num_fetched])
-                num_fetched += 1
-            while num_closed < len(read) and last[read[num_closed]] < number - num_ahead:
-                shards.close(read[num_closed])
-                num_closed += 1
-            yield rows
+        try:
+            for number, rows in enumerate(batches):
+                furthest = max((position[shard] for shard in needed[number]), default=0)
+                for shard in coming[num_fetched : furthest + 1 + WINDOW]:
+                    shards.fetch(shard)
+                num_fetched = max(num_fetched, min(furthest + 1 + WINDOW, len(coming)))
+                while num_closed < len(read) and last[read[num_closed]] < number - num_ahead:
+                    shards.close(read[num_closed])
+                    num_closed += 1
+                yield rows
+        except BaseException:  # nobody wants the rest: Ctrl-C, or an error in an earlier batch
+            shards.abandon()
+            raise
 
 
 class _Shards:
@@ -163,6 +166,10 @@ class _Shards:
         """Return bytes of a shard that was asked for; wait until it is here."""
         return os.pread(self._files[shard].result().fileno(), length, offset)
 
+    def abandon(self) -> None:
+        """Begin no other fetch: whoever waits for one is told that it was cancelled."""
+        self._fetchers.shutdown(wait=False, cancel_futures=True)
+
     def close(self, shard: int) -> None:
         """Let go of a shard."""
         file = self._files.pop(shard)
@@ -170,8 +177,4 @@ class _Shards:
             file.result().close()
 
     def _open(self, shard: int) -> BinaryIO:
-        name = self._version.manifest.shards[shard].name
-        for _ in range(NUM_FETCHED):
-            with suppress(FileNotFoundError):  # room was made in the cache for another file just now
-                return self._version.shard(name).open("rb")
-        raise UserError(f"dataset.cache_gigabytes: too small, {name} was deleted for other files before it was read.")
+        return self._version.open_shard(self._version.manifest.shards[shard].name)

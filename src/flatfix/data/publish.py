@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -65,7 +66,15 @@ def publish(
     with TemporaryDirectory(prefix="flatfix-publish-") as temporary:
         folder = Path(temporary)
         records = source.records()
-        staged = stage(source, _planned(records, rule), len(records), folder, shard_bytes)
+        try:
+            staged = stage(source, _planned(records, rule), len(records), folder, shard_bytes)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(
+                f"TMPDIR: no space left for the shards in {folder.parent}, and nothing was published. Free some, or "
+                "name a folder with room for the whole dataset."
+            ) from error
         if staged.unreadable and on_bad_image == "error":
             raise _unreadable(staged.unreadable)
         if not staged.levels.any():

@@ -36,6 +36,9 @@ def pull(version: DatasetVersion, folder: Path) -> None:
             raise UserError(f"action=pull: the class {label!r} of {version.manifest.name} cannot be a visible folder.")
     source = PublishedSource(version)
     records = source.records()
+    paths = _paths(records)
+    if hostile := [path for path in paths if {"", ".", ".."} & set(path.split("/"))]:
+        raise UserError(f"action=pull: {hostile[0]!r} of {version.manifest.name} would not lie in the folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (
         TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary,
@@ -43,7 +46,7 @@ def pull(version: DatasetVersion, folder: Path) -> None:
     ):
         whole = Path(temporary, "whole")
         whole.mkdir()
-        for record, path in zip(records, _paths(records), strict=True):
+        for record, path in zip(records, paths, strict=True):
             file = whole / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(source.read(record))

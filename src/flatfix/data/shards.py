@@ -75,10 +75,10 @@ class ShardWriter:
             self._file = None
 
 
-def extensions(path: Path) -> dict[int, str]:
+def extensions(shard: BinaryIO) -> dict[int, str]:
     """Return the extension, without the dot, of what begins at each offset of a shard."""
     found = {}
-    with tarfile.open(path) as tar:
+    with tarfile.open(fileobj=shard) as tar:
         for member in tar:
             found[member.offset_data] = member.name.partition(".")[2]
             tar.members.clear()  # type: ignore[attr-defined]  # it would keep half a kilobyte of each

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +20,7 @@ from flatfix.errors import UserError, did_you_mean
 
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.parquet"
+ATTEMPTS = 4  # to open a shard before a cache without room deletes it
 
 
 class DamagedVersionError(UserError):
@@ -47,8 +51,23 @@ class DatasetVersion:
         """
         return self._file(name, next(shard.sha256 for shard in self.manifest.shards if shard.name == name))
 
+    def open_shard(self, name: str) -> BinaryIO:
+        """Open a local tar file, which can be read from then on whatever a cache deletes.
+
+        Raises:
+            DamagedVersionError: when the shard is missing or was altered.
+            UserError: when the cache has no room for it.
+        """
+        for _ in range(ATTEMPTS):
+            with suppress(FileNotFoundError):  # room was made in the cache for another file just now
+                return self.shard(name).open("rb")
+        raise UserError(f"dataset.cache_gigabytes: too small, {name} was deleted for other files before it was read.")
+
     def _file(self, name: str, sha256: str) -> Path:
         if name in self._verified and self._verified[name].exists():  # a cache may have let go of it
+            if not self.store.is_local:
+                with suppress(FileNotFoundError):
+                    os.utime(self._verified[name])  # the cache deletes first what was not used for longest
             return self._verified[name]
         key = f"{version_key(self.manifest.name, self.manifest.version)}/{name}"
         try:

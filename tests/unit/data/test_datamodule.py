@@ -270,17 +270,41 @@ def test_the_state_of_an_epoch_leads_to_the_rest_of_it_and_to_whole_ones_after_i
     assert len(rest) == len(expected) == 12 - num_batches and len(second) == 12
     for ours, theirs in zip(rest, expected, strict=True):
         assert torch.equal(ours.indices, theirs.indices) and torch.equal(ours.inputs, theirs.inputs)
-    assert second.state_dict() == first.state_dict() == {"epoch": 3, "num_batches": 12}
+    assert second.state_dict() == first.state_dict()
+    assert place(second) == (3, 12)
     assert rows(second) == rows(first)
     second.set_epoch(4)
     first.set_epoch(4)
-    assert second.state_dict() == {"epoch": 4, "num_batches": 0}
+    assert place(second) == (4, 0)
     assert rows(second) == rows(first)
+
+
+def place(loader: BatchLoader) -> tuple[int, int]:
+    state = loader.state_dict()
+    return state["epoch"], state["num_batches"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "named"),
+    [
+        ("streamed", {"batch_size": 20}, "dataset.batch_size=20: the epoch to go on with began with 10"),
+        ("streamed", {"num_ranks": 2}, "number of devices=2"),
+        ("streamed", {"seed": 3}, "seed=3"),
+        ("decoded", {}, "dataset.decoded_gigabytes"),
+    ],
+)
+def test_an_epoch_does_not_go_on_in_another_order(kinds, kind, options, named):
+    begun = BatchLoader(kinds["streamed"], 10, is_training=True, seed=2)
+    next(iter(begun))
+    loader = BatchLoader(kinds[kind], **({"batch_size": 10, "is_training": True, "seed": 2} | options))
+
+    with pytest.raises(UserError, match=named):
+        loader.load_state_dict(begun.state_dict())
 
 
 def test_the_state_of_another_epoch_says_nothing_about_this_one():
     loader = training()
-    loader.load_state_dict({"epoch": 2, "num_batches": 10})
+    loader.load_state_dict(loader.state_dict() | {"epoch": 2, "num_batches": 10})
     loader.set_epoch(3)
 
     assert len(list(loader)) == 10
@@ -300,7 +324,7 @@ def test_what_was_handed_out_is_not_read_again(kinds, tmp_path):
     resumed = BatchLoader(
         replace(streamed, inputs=replace(streamed.inputs, version=version)), 10, is_training=True, seed=1
     )
-    resumed.load_state_dict({"epoch": 0, "num_batches": 11})
+    resumed.load_state_dict(loader.state_dict() | {"num_batches": 11})
 
     (batch,) = resumed
     assert torch.equal(batch.inputs, last.inputs)

@@ -3,8 +3,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from flatfix.data.blobs import file_sha256
 from flatfix.data.publish import publish
 from flatfix.data.pull import pull
 from flatfix.data.sources.base import Record
@@ -117,3 +120,17 @@ def test_a_class_that_cannot_be_a_folder_is_refused(tmp_path, label):
 
     with pytest.raises(UserError, match=rf"the class {label!r} of pets cannot be a visible folder"):
         pull(version, tmp_path / "pulled")
+
+
+@pytest.mark.parametrize("id", ["../../escaped", "/escaped", "cat//escaped"])
+def test_no_picture_of_a_foreign_index_is_written_outside_the_folder(tmp_path, id):
+    version = published(MemorySource(records(4)), tmp_path)
+    path = tmp_path / "store" / "datasets" / "pets" / "v1" / "index.parquet"
+    index = version.index()
+    ids = [id, *index["id"].to_pylist()[1:]]
+    pq.write_table(index.set_column(0, index.schema.field("id"), pa.array(ids)), path)
+    foreign = replace(version, manifest=replace(version.manifest, index_sha256=file_sha256(path)))
+
+    with pytest.raises(UserError, match=r"action=pull: '.*escaped.*' of pets would not lie in the folder"):
+        pull(foreign, tmp_path / "pulled")
+    assert not (tmp_path / "pulled").exists()

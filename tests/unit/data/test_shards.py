@@ -99,7 +99,8 @@ def test_a_shard_is_what_tarfile_writes(tmp_path):
 def test_what_begins_where_in_a_shard_is_told_by_its_extension(tmp_path):
     names, places, _ = written(tmp_path)
 
-    found = extensions(tmp_path / names[0])
+    with (tmp_path / names[0]).open("rb") as shard:
+        found = extensions(shard)
 
     assert len(found) == 2 * len(RECORDS)
     assert [found[places[record.id].offset] for record in RECORDS] == [record.extension for record in RECORDS]

@@ -114,3 +114,30 @@ def test_a_name_that_cannot_be_a_folder_everywhere_is_refused(tmp_path, name):
         open_version(LocalStore(tmp_path), name, "v1")
     with pytest.raises(UserError, match=r"dataset\.version="):
         open_version(LocalStore(tmp_path), "pets", name)
+
+
+class CrampedStore(LocalStore):
+    """Loses the first files that it fetches before they can be opened, as a cache without room does."""
+
+    def __init__(self, root, num_lost):
+        super().__init__(root)
+        self.num_lost = num_lost
+
+    def fetch(self, key, sha256):
+        path = super().fetch(key, sha256)
+        self.num_lost -= key.endswith(".tar")
+        return path if self.num_lost < 0 else path.with_suffix(".deleted")
+
+
+def test_a_shard_that_the_cache_deletes_before_it_is_opened_is_fetched_again(store):
+    version = open_version(CrampedStore(store.root, num_lost=2), "pets", "v1")
+
+    with version.open_shard("shard-00000.tar") as shard:
+        assert hashlib.sha256(shard.read()).hexdigest() == version.manifest.shards[0].sha256
+
+
+def test_a_cache_that_has_no_room_for_a_shard_is_too_small(store):
+    version = open_version(CrampedStore(store.root, num_lost=100), "pets", "v1")
+
+    with pytest.raises(UserError, match=r"dataset\.cache_gigabytes: too small, shard-00000\.tar"):
+        version.open_shard("shard-00000.tar")

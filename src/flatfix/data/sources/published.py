@@ -39,7 +39,7 @@ class PublishedSource:
     def read(self, record: Record) -> bytes:
         """Return the original bytes of one picture."""
         place = Place(**self._places.slice(self._row_of[record.location], 1).to_pylist()[0])
-        with self.version.shard(place.shard).open("rb") as file:
+        with self.version.open_shard(place.shard) as file:
             file.seek(place.offset)
             return file.read(place.length)
 
@@ -54,7 +54,8 @@ class PublishedSource:
         index = self.version.index(list(columns))
         records = []
         for shard, of_shard in groupby(rows(index, columns), key=itemgetter(0)):
-            extension_at = extensions(self.version.shard(shard))
+            with self.version.open_shard(shard) as file:
+                extension_at = extensions(file)
             records += [
                 # A million of these are held at a time: no text that others have too is kept twice.
                 Record(
