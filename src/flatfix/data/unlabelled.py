@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from flatfix.data import s3
+from flatfix.data.decoders import num_cores
 from flatfix.data.sources.tree import EXTENSIONS, extension_of, is_picture, tree_at
 from flatfix.errors import UserError, did_you_mean
 
@@ -34,7 +34,7 @@ class Unlabelled:
     @property
     def num_threads(self) -> int:
         """How many threads can read and decode at a time: those of S3 mostly wait."""
-        return s3.CONNECTIONS if any(path.startswith(s3.SCHEME) for path in self.paths) else os.cpu_count() or 1
+        return s3.CONNECTIONS if any(path.startswith(s3.SCHEME) for path in self.paths) else num_cores()
 
 
 def find_pictures(source: str) -> Unlabelled:
