@@ -1,12 +1,15 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and disks without room for them."""
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from flatfix.errors import UserError
 
 
 @contextmanager
@@ -22,3 +25,14 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def needing_room(option: str, what: str, fix: str) -> Iterator[None]:
+    """Raise a UserError that names the option, what had no room and what to do, when a disk is full in the block."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"{option}: no space left for {what}. {fix}") from error

@@ -31,6 +31,14 @@ cache.PART_OF_FREE = 1000  # as if there had been room when it was looked for
 version = open_version(LocalStore(sys.argv[1]), "pets", "v1")
 decoded(version, "train", image_size=256, resize="squash", cache_dir=Path(sys.argv[2]))
 """
+PULL = """
+import sys
+from pathlib import Path
+from flatfix.data.pull import pull
+from flatfix.data.store import LocalStore
+from flatfix.data.version import open_version
+pull(open_version(LocalStore(sys.argv[1]), "pets", "v1"), Path(sys.argv[2], "pulled"))
+"""
 
 
 @pytest.fixture
@@ -64,4 +72,14 @@ def test_decoding_says_where_room_is_missing_and_leaves_nothing(small_disk: Path
     done = run(DECODE, tmp_path / "store", small_disk)
 
     assert done.returncode == 1 and "UserError: paths.cache: no space left" in done.stderr
+    assert not list(small_disk.iterdir())
+
+
+def test_pulling_says_where_room_is_missing_and_leaves_nothing(small_disk: Path, tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "pictures", num_pictures=1000)
+    assert run(PUBLISH, root, tmp_path / "store").returncode == 0
+
+    done = run(PULL, tmp_path / "store", small_disk)
+
+    assert done.returncode == 1 and "UserError: to: no space left" in done.stderr
     assert not list(small_disk.iterdir())

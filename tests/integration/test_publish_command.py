@@ -37,7 +37,7 @@ def test_publish_freezes_a_folder_once_and_list_shows_it(tmp_path: Path) -> None
     damaged.parent.mkdir()
     damaged.write_bytes(before[:100])
     listed = publish(tmp_path, "action=list")
-    assert listed.returncode == 0
+    assert listed.returncode == 1
     assert "pets/split_1" in listed.stdout
     assert "datasets/pets/damaged/manifest.json in file://" in listed.stderr
 

@@ -80,7 +80,7 @@ LAW = {
         )
     ),
 }
-GROUND = {"__init__": names(""), "errors": names(""), "files": names(""), "console": names("rich")}
+GROUND = {"__init__": names(""), "errors": names(""), "files": names("flatfix.errors"), "console": names("rich")}
 ANY_ROOM_MAY = names("numpy flatfix.errors flatfix.files flatfix.console flatfix.config")
 # These serve and watch where torch is not installed: nothing that their import runs may lead to it.
 WITHOUT_TORCH = names("config inference evaluation notify tracking registry serving monitoring")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -11,7 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flatfix.console import say
-from flatfix.errors import UserError
+from flatfix.files import needing_room
+
+FIX = "Free some, name another folder (TMPDIR for action=verify), or set a lower dataset.cache_gigabytes."
 
 
 class DamagedFileError(Exception):
@@ -45,18 +46,12 @@ class Blobs:
             # Nobody else writes this file: one that a killed process left behind is overwritten.
             partial = self.folder / f".{sha256}.partial"
             try:
-                download(partial)
+                with needing_room("paths.cache", str(self.folder), FIX):
+                    download(partial)
                 if file_sha256(partial) != sha256:
                     path.unlink(missing_ok=True)
                     raise DamagedFileError
                 os.replace(partial, path)
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise UserError(
-                        f"paths.cache: no space left for {self.folder}. Free some, name another folder, or "
-                        "set dataset.cache_gigabytes."
-                    ) from error
-                raise
             finally:
                 partial.unlink(missing_ok=True)
             self._evict(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import shutil
@@ -21,7 +20,7 @@ from flatfix.data.encoded import EncodedPictures
 from flatfix.data.splits import SPLITS, Fold, SplitRule, folds, quotas, rank, ranked, tally
 from flatfix.data.version import DatasetVersion
 from flatfix.errors import UserError, one_of
-from flatfix.files import replacing
+from flatfix.files import needing_room, replacing
 from flatfix.inference.decode import RESIZE_RULES
 
 # Part of the file name: raise it when `load` comes to give other pixels, or the order of rows changes.
@@ -214,7 +213,7 @@ def _pixels(
         room = min(room, gigabytes * 1e9)
     if (needed := math.prod(encoded.shape)) > room:
         say(
-            f"{split}: decoded when read, for its pixels take {needed / 1e9:,.1f} GB ({room / 1e9:,.1f} GB may be used)"
+            f"{split}: decoded when read, for its pixels take {needed / 1e6:,.1f} MB ({room / 1e6:,.1f} MB may be used)"
         )
         return encoded
     with replacing(path) as partial:
@@ -230,13 +229,7 @@ def _take_room(path: Path, split: str) -> None:
     """Have the disk give all that the file is long: to run out of it in mapped memory would kill the process."""
     if not hasattr(os, "posix_fallocate"):  # macOS
         return
-    with path.open("r+b") as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise UserError(
-                f"paths.cache: no space left for the pixels of {split} in {path.parent}. Free some, name another "
-                "folder, or set dataset.decoded_gigabytes=0 to decode them whenever they are read."
-            ) from error
+    what = f"the pixels of {split} in {path.parent}"
+    fix = "Free some, name another folder, or set dataset.decoded_gigabytes=0 to decode them whenever they are read."
+    with path.open("r+b") as file, needing_room("paths.cache", what, fix):
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

@@ -32,7 +32,7 @@ def run(cfg: Config) -> ExitCode:
     """Do what `action` says with the store.
 
     Returns:
-        `NO` where a version is found damaged.
+        `NO` where a version is found damaged, or cannot be read.
 
     Raises:
         UserError: naming the option that does not work.
@@ -43,7 +43,7 @@ def run(cfg: Config) -> ExitCode:
         case "publish":
             _publish(cfg, store)
         case "list":
-            _list(list_versions(store))
+            return _list_all(store)
         case "show":
             _show(open_version(store, name, version).manifest)
         case "verify":
@@ -118,6 +118,17 @@ def _verify(cfg: Config, store: Store) -> ExitCode:
         return ExitCode.NO
     say(f"{dataset['name']}/{dataset['version']} is whole: every file is what was published")
     return ExitCode.DONE
+
+
+def _list_all(store: Store) -> ExitCode:
+    """Print every version, and what is wrong with those that cannot be read."""
+    unreadable: list[str] = []
+    manifests = list_versions(store, tell=unreadable.append)
+    for what in unreadable:
+        complain(what)
+    if manifests or not unreadable:
+        _list(manifests)
+    return ExitCode.NO if unreadable else ExitCode.DONE
 
 
 def _list(manifests: list[Manifest]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -32,6 +31,7 @@ from flatfix.data.version import (
     version_key,
 )
 from flatfix.errors import UserError, enumerated, one_of
+from flatfix.files import needing_room
 
 ON_BAD_IMAGE = ("error", "skip")
 LOCATIONS = ("root", "file")  # say where a source lies, not what it holds
@@ -66,15 +66,9 @@ def publish(
     with TemporaryDirectory(prefix="flatfix-publish-") as temporary:
         folder = Path(temporary)
         records = source.records()
-        try:
+        fix = "Nothing was published. Free some, or name a folder with room for the whole dataset."
+        with needing_room("TMPDIR", f"the shards in {folder.parent}", fix):
             staged = stage(source, _planned(records, rule), len(records), folder, shard_bytes)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise UserError(
-                f"TMPDIR: no space left for the shards in {folder.parent}, and nothing was published. Free some, or "
-                "name a folder with room for the whole dataset."
-            ) from error
         if staged.unreadable and on_bad_image == "error":
             raise _unreadable(staged.unreadable)
         if not staged.levels.any():

@@ -13,6 +13,7 @@ from flatfix.data.sources.base import Record
 from flatfix.data.sources.published import PublishedSource
 from flatfix.data.version import DatasetVersion
 from flatfix.errors import UserError
+from flatfix.files import needing_room
 
 MAX_NAME_BYTES = 255  # of a file or folder, on every file system in common use
 
@@ -42,6 +43,7 @@ def pull(version: DatasetVersion, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (
         TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary,
+        needing_room("to", f"the pictures in {folder.parent}", "Free some, or name a folder on another disk."),
         progress("Pulling", len(records)) as advance,
     ):
         whole = Path(temporary, "whole")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,17 +125,17 @@ def not_held(store: Store, name: str, version: str, fix: str = "") -> UserError:
     )
 
 
-def list_versions(store: Store, name: str | None = None) -> list[Manifest]:
+def list_versions(store: Store, name: str | None = None, tell: Callable[[str], object] = complain) -> list[Manifest]:
     """Return the manifests of all versions, or of those of one dataset, by name and then oldest first.
 
-    One that cannot be read is complained of and left out.
+    One that cannot be read is left out, and `tell` is told why.
     """
     manifests = []
     for key in _manifest_keys(store, "datasets/" if name is None else f"datasets/{name}/"):
         try:
             manifests.append(_read_manifest(store, key))
         except UserError as error:
-            complain(str(error))
+            tell(str(error))
     return sorted(manifests, key=lambda manifest: (manifest.name, manifest.created, manifest.version))
 
 

@@ -413,7 +413,7 @@ def _overfit_result(run: Run, folder: Path, trainer: L.Trainer, overfit: Overfit
 
 def _quieten() -> None:
     """Keep lines that nobody can act on off the screen."""
-    for name in ("lightning.pytorch", "lightning.fabric", "matplotlib"):
+    for name in ("lightning.pytorch", "lightning.fabric", "matplotlib", "botocore"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*LeafSpec.* is deprecated",  # Lightning 2.6 on torch 2.15
