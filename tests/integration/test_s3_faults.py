@@ -113,6 +113,17 @@ def test_a_server_that_stays_busy_is_given_up_with_one_message(
     assert kept(cache) == []
 
 
+def test_a_request_that_stays_without_an_answer_is_made_no_more_often_than_the_client_makes_it(
+    s3_server: S3Server, proxy: FaultProxy, store: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "READ_TIMEOUT_S", 0.2)
+    s3_server.put(f"{uri.removeprefix('s3://pictures/')}/key", b"content")
+    proxy.on("^GET ", Hold())
+    with pytest.raises(UserError, match="Read timeout on endpoint URL"):
+        store.read("key")
+    assert proxy.count("^GET ") == s3.ATTEMPTS
+
+
 def test_an_answer_that_does_not_come_is_asked_for_again(
     proxy: FaultProxy, store: Store, big: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,14 +240,85 @@ def test_a_second_publisher_waits_and_its_other_content_changes_nothing(
     assert proxy.count("^POST .*shard-00001.tar[?]uploads") == 1
 
 
+@pytest.mark.parametrize("num_bytes", [MB, 9 * MB], ids=["whole", "in parts"])
+@pytest.mark.parametrize("is_stale_there", [False, True], ids=["over nothing", "over a stale file"])
+def test_a_request_that_arrives_after_the_lease_changes_nothing(
+    proxy: FaultProxy, s3_server: S3Server, store: Store, tmp_path: Path, num_bytes: int, is_stale_there: bool
+) -> None:
+    key = "datasets/noise/v1/shard-00000.tar"
+    if is_stale_there:
+        store.put_bytes(key, b"of an attempt that broke off")
+    late, mine = tmp_path / "late", tmp_path / "mine"
+    late.write_bytes(bytes(num_bytes))
+    mine.write_bytes(os.urandom(num_bytes))
+    sha256 = hashlib.sha256(mine.read_bytes()).hexdigest()
+    proxy.on("^PUT .*shard-00000.tar HTTP|^POST .*uploadId=", Hold(), times=1)
+    errors: list[UserError] = []
+
+    def put_late() -> None:
+        try:
+            store.put_file(key, late, hashlib.sha256(late.read_bytes()).hexdigest(), lambda num_bytes: None)
+        except UserError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=put_late)
+    thread.start()
+    proxy.wait_for_faults()
+    store.put_file(key, mine, sha256, lambda num_bytes: None)
+    proxy.release()
+    thread.join(timeout=60)
+
+    assert "somebody else writes this version. Run again." in str(errors[0])
+    assert store.read(key) == mine.read_bytes()
+    assert store.holds(key, sha256)
+
+
+@pytest.mark.parametrize("num_bytes", [MB, 9 * MB], ids=["whole", "in parts"])
+def test_an_upload_whose_last_answer_was_lost_is_not_taken_for_another_s(
+    proxy: FaultProxy, store: Store, tmp_path: Path, num_bytes: int
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(num_bytes))
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    proxy.on("^PUT .*key HTTP|^POST .*uploadId=", HoldAnswer(), times=1, then=proxy.release)
+    store.put_file("key", path, sha256, lambda num_bytes: None)
+    assert len(proxy.faults) == 1
+    assert store.read("key") == path.read_bytes()
+
+
+def test_a_server_without_conditional_writes_is_written_to_all_the_same(
+    proxy: FaultProxy, store: Store, big: Path
+) -> None:
+    proxy.on("(?i)\r\nif-(none-)?match", Refuse(501, "NotImplemented"))
+    for _ in range(2):  # over nothing, over something
+        put_big(store, big)
+    assert len(proxy.faults) == 2
+    assert store.holds("big", SHA256)
+
+
+def test_what_another_wrote_after_the_last_look_at_the_lock_is_not_written_over(store: Store, big: Path) -> None:
+    def advance(num_bytes: int) -> None:
+        if num_bytes == 0:
+            store.put_bytes("big", b"of another")
+
+    with pytest.raises(UserError, match=r"big: somebody else writes this version\. Run again\."):
+        store.put_file("big", big, SHA256, advance)
+    assert store.read("big") == b"of another"
+
+
 def test_a_lock_that_is_lost_in_the_middle_of_a_file_ends_it_with_one_message(
     proxy: FaultProxy, store: Store, big: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "LEASE_S", 0)  # each look at the lock asks the server
     with store.lock("datasets/noise/v1") as confirm:
         s3.put(f"{store.uri}/datasets/noise/v1/.lock", b"machine 7 (process 12) 0 0")
+
+        def advance(num_bytes: int) -> None:
+            if num_bytes > 0:  # a part went up
+                confirm()
+
         with pytest.raises(UserError, match=r"^store\.uri=.*: machine 7 \(process 12\) took over") as error:
-            store.put_file("big", big, SHA256, lambda num_bytes: confirm())
+            store.put_file("big", big, SHA256, advance)
     assert str(error.value).count("store.uri=") == 1
     assert proxy.count("^DELETE .*uploadId=") == 1
     assert not store.exists("big")

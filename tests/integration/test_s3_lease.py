@@ -114,16 +114,35 @@ def test_who_was_out_of_touch_learns_that_another_took_over(uri: str) -> None:
 
 
 def test_of_many_at_once_one_holds_it_at_a_time(uri: str) -> None:
-    inside: list[int] = []
+    begin = threading.Barrier(6, timeout=20)
+    looks: list[Lease] = []
+    inside: list[Lease] = []
     most: list[int] = []
 
+    class Taker(Lease):
+        """A lease whose takers all find it free before the first of them writes."""
+
+        def _look(self) -> s3.Seen | None:
+            seen = super()._look()
+            looks.append(self)
+            if looks.count(self) == 1:
+                begin.wait()
+            return seen
+
     def hold(number: int) -> None:
-        mine = Lease(uri)
+        mine = Taker(uri)
         mine.take()
-        inside.append(number)
+        inside.append(mine)
+        num_looks = len(looks)
+        # The last has nobody to wait for it.
+        wait_until(
+            lambda: len(most) == 5 or len(inside) > 1 or any(look is not mine for look in looks[num_looks:]),
+            20,
+            "another to be refused",
+        )
         most.append(len(inside))
         mine.confirm()
-        inside.remove(number)
+        inside.remove(mine)
         mine.release()
 
     with ThreadPoolExecutor(6) as pool:
@@ -149,7 +168,7 @@ def test_a_renewal_without_an_answer_is_not_taken_for_a_loss(s3_server: S3Server
         tag = s3.look(uri).tag
         proxy.on("^PUT ", HoldAnswer(), times=2, then=proxy.release)
         wait_until(lambda: len(proxy.faults) == 2, 20, "two renewals")  # tried once each
-        wait_until(lambda: proxy.count("^PUT ") > 5, 20, "another")
+        wait_until(lambda: proxy.count("^PUT ") > 6, 20, "another")
         assert s3.look(uri).tag != tag
         mine.confirm()
         mine.release()
@@ -167,6 +186,35 @@ def test_a_server_without_conditional_writes_keeps_nobody_out_and_it_is_said(
         mine.release()
         assert len(proxy.faults) == 1
     assert f"{uri}: this server has no conditional writes." in capsys.readouterr().out
+
+
+def test_a_server_that_knows_but_one_condition_keeps_nobody_out_and_it_is_said(
+    s3_server: S3Server, uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FaultProxy(s3_server.port) as proxy:
+        proxy.on("(?i)\r\nif-match", Refuse(501, "NotImplemented"))
+        for number in (1, 2):  # the first leaves nothing that the second would wait for
+            mine = Lease(uri, proxy.endpoint)
+            mine.take()
+            assert f"{uri}: this server has no conditional writes." in capsys.readouterr().out
+            mine.confirm()
+            mine.release()
+            assert len(proxy.faults) == number
+            assert s3.read(uri) == lease.FREE
+
+
+def test_a_server_that_forgets_a_condition_later_is_reported_by_a_confirmation_alone(
+    s3_server: S3Server, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultProxy(s3_server.port) as proxy:
+        mine = Lease(uri, proxy.endpoint)
+        mine.take()
+        proxy.on("(?i)\r\nif-match", Refuse(501, "NotImplemented"))
+        wait_until(lambda: len(proxy.faults) == 2, 20, "two renewals")  # the thread outlives the first
+        monkeypatch.setattr(lease, "LEASE_S", 0)  # it asks the server
+        with pytest.raises(UserError, match="no conditional writes"):
+            mine.confirm()
+        mine.release()
 
 
 def test_a_lock_is_no_key_of_the_store(s3_server: S3Server, uri: str, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from flatfix.training.run import train
 from tests.helpers.compose import ROOT, compose_train
 from tests.helpers.images import class_folders
 from tests.helpers.mlflow_db import fresh_database
-from tests.helpers.s3_server import S3Server
+from tests.helpers.s3_server import S3Server, use_aws
 
 pytestmark = pytest.mark.service
 SHARD = "datasets/pets/v1/shard-00000.tar"
@@ -191,8 +192,10 @@ def test_a_wrong_bucket_a_wrong_key_and_no_permission_are_told_apart(
     server.become("lister", monkeypatch)
     with pytest.raises(UserError, match=rf"store\.uri={uri}: no permission to read {uri}/{SHARD}: .*AWS_PROFILE"):
         version.shard("shard-00000.tar")
-    with pytest.raises(UserError, match=rf"store\.uri={uri} .*AccessDenied: "):
+    with pytest.raises(UserError, match=rf"store\.uri={uri}: no permission to read {uri}/datasets/pets/v2/shard-0"):
         store.put_file("datasets/pets/v2/shard-00000.tar", next(tmp_path.rglob("*.png")), "", ignore)
+    with pytest.raises(UserError, match=rf"store\.uri={uri} .*AccessDenied: "):
+        store.put_bytes("datasets/pets/v2/manifest.json", b"")
     server.become("owner", monkeypatch)
     server.client.delete_object(Bucket="pictures", Key=f"{uri.removeprefix('s3://pictures/')}/{SHARD}")
     with pytest.raises(DamagedVersionError, match=rf"{SHARD} in {uri} is missing"):
@@ -209,7 +212,7 @@ def test_a_file_of_several_parts_comes_back_as_it_was(server: S3Server, uri: str
 
     store.put_file("a b/ü+%20?#", tmp_path / "big", sha256, num_bytes.append)
 
-    assert sum(num_bytes) == len(content) and len(num_bytes) == 3
+    assert sum(num_bytes) == len(content) and len(num_bytes) == 1 + 3  # it begins with 0
     assert store.fetch("a b/ü+%20?#", sha256).read_bytes() == content
     assert store.holds("a b/ü+%20?#", sha256)
     assert not store.holds("a b/ü+%20?#", "another") and not store.holds("a b", sha256)
@@ -256,3 +259,16 @@ def test_only_addresses_of_s3_are_taken(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"s3:///x: names no bucket"):
         open_store({"uri": "s3:///x", **options}, tmp_path)
     assert isinstance(open_store({"uri": "s3://pictures/", **options}, tmp_path), S3Store)
+
+
+def test_a_web_server_is_not_taken_for_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_aws(monkeypatch, AWS_ACCESS_KEY_ID="owner", AWS_SECRET_ACCESS_KEY="secret", AWS_DEFAULT_REGION="us-east-1")
+    monkeypatch.chdir(tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as web:
+        threading.Thread(target=web.serve_forever).start()
+        endpoint = f"http://127.0.0.1:{web.server_port}"
+        store = open_store({"uri": "s3://lake", "endpoint_url": endpoint, "region": None}, tmp_path)
+
+        with pytest.raises(UserError, match=rf"store\.endpoint_url={endpoint}: .* is no S3 server"):
+            open_version(store, "pets", "v1")
+        web.shutdown()

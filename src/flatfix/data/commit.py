@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -73,8 +73,10 @@ def _put(store: Store, files: Sequence[_File], confirm: Confirm) -> None:
                 go_on(0)
                 store.put_file(file.key, file.path, file.sha256, go_on)
 
-            puts = [pool.submit(put, file) for file in missing]
+            puts: list[Future[None]] = []
             try:
+                for file in missing:
+                    puts.append(pool.submit(put, file))
                 for done in as_completed(puts):
                     done.result()
             except BaseException:

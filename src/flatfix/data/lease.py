@@ -17,6 +17,7 @@ from flatfix.errors import UserError
 LEASE_S = 30.0  # not renewed for so long, it is anybody's
 POLL_S = 1.0
 FREE = b""
+NO_TAG = '"00000000000000000000000000000000"'  # of no content
 
 
 class Lease:
@@ -42,12 +43,14 @@ class Lease:
         """
         try:
             self._wait_and_take()
-            # Some servers pass over a condition rather than refuse it.
-            if s3.put(self._uri, FREE, *self._server, over=None) is not None:
-                raise s3.UnconditionalServerError
+            # Some servers pass over a condition rather than refuse it, or know but one of the two.
+            for untrue in (None, NO_TAG):
+                if s3.put(self._uri, FREE, *self._server, over=untrue) is not None:
+                    raise s3.UnconditionalServerError
         except s3.UnconditionalServerError:
             say(f"{self._uri}: this server has no conditional writes. Let nobody else publish this version meanwhile.")
             self._is_released.set()
+            s3.put(self._uri, FREE, *self._server)  # that nobody waits for us
             return
         threading.Thread(target=self._keep, daemon=True).start()
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -36,7 +36,7 @@ SCHEME = "s3://"
 CONNECTIONS = 16  # that one process keeps open: how many threads can read at a time
 ATTEMPTS = 5
 CONNECT_TIMEOUT_S = 10
-READ_TIMEOUT_S = 30
+READ_TIMEOUT_S = 20
 PART_BYTES = 8 << 20
 MAX_PARTS = 10_000  # that S3 allows
 CHUNK_BYTES = 1 << 20
@@ -45,8 +45,18 @@ BROKEN_OFF = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
 HINT = "S3 is reached as AWS_ENDPOINT_URL, AWS_PROFILE, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY say."
 
 
-class UnconditionalServerError(Exception):
+REFUSALS = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "NoSuchUpload")
+
+
+class UnconditionalServerError(UserError):
     """Report that a server cannot write under a condition."""
+
+    def __init__(self) -> None:
+        super().__init__("This server has no conditional writes.")
+
+
+class _RefusedError(Exception):
+    """Report that an object is not as the condition of a write says."""
 
 
 @cache
@@ -106,13 +116,9 @@ def read(uri: str, *server: str | None) -> bytes:
         PermissionError: when this object may not be read.
         UserError: when nothing can be read here.
     """
-
-    def attempt() -> bytes:
-        content: bytes = client(*server).get_object(**_names(uri))["Body"].read()
-        return content
-
     with explained(uri, *server):
-        return _persist(attempt)
+        content: bytes = _persist(_get(uri, *server), lambda answer: answer["Body"].read())
+    return content
 
 
 class Seen(NamedTuple):
@@ -129,20 +135,19 @@ class Seen(NamedTuple):
 def look(uri: str, *server: str | None) -> Seen:
     """Return content, tag and age of an object; raises what `read` does."""
 
-    def attempt() -> Seen:
-        answer = client(*server).get_object(**_names(uri))
+    def see(answer: Any) -> Seen:
         now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
         age = now - answer["LastModified"]
         return Seen(answer["Body"].read(), answer["ETag"], age.total_seconds())
 
     with explained(uri, *server):
-        return _persist(attempt)
+        return _persist(_get(uri, *server), see)
 
 
 def touch(uri: str, *server: str | None) -> None:
     """Begin to read an object and leave off; raises what `read` does."""
     with explained(uri, *server):
-        client(*server).get_object(**_names(uri))["Body"].close()
+        _get(uri, *server)()["Body"].close()
 
 
 def sha256_at_upload(uri: str, *server: str | None) -> str | None:
@@ -171,19 +176,12 @@ def put(uri: str, data: bytes, *server: str | None, over: str | None = ANYTHING,
         UnconditionalServerError: when the server knows no such condition.
         UserError: when nothing can be written.
     """
-    condition = {} if over == ANYTHING else {"IfMatch": over} if over else {"IfNoneMatch": "*"}
     with explained(uri, *server):
         s3 = client(*server, attempts=1) if is_hasty else client(*server)
         try:
-            answer = s3.put_object(**_names(uri), Body=data, **condition)
-        except ClientError as error:
-            code = error.response["Error"]["Code"]
-            if condition and code == "NotImplemented":
-                raise UnconditionalServerError from error
-            if condition and code in ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"):
-                return None
-            raise
-    tag: str = answer["ETag"]
+            tag: str = _write(partial(s3.put_object, **_names(uri), Body=data), over)["ETag"]
+        except _RefusedError:
+            return None
     return tag
 
 
@@ -193,15 +191,33 @@ def upload(path: Path, uri: str, *server: str | None, sha256: str, advance: Call
     `advance` is told how many bytes went; if it raises, the upload ends. Beside the content the object keeps the
     file's sha256, for `sha256_at_upload`. `server` is what `client` takes.
 
+    What the object held at the first call of `advance` is all that is written over, so a request that is late, or
+    repeated late, does no harm; a server without conditional writes does not see to it.
+
     Raises:
-        UserError: when nothing can be written.
+        OSError: when this object may not be read.
+        UserError: when nothing can be written, or another wrote the object meanwhile.
     """
     num_bytes = path.stat().st_size
     metadata = {"sha256": sha256, "bytes": str(num_bytes)}
     s3 = client(*server)
+    over = _tag(uri, *server)
+    advance(0)
+
+    def write(request: Callable[..., Any]) -> None:
+        try:
+            _write(request, over)
+        except UnconditionalServerError:
+            request()
+        except _RefusedError:
+            with suppress(FileNotFoundError):
+                if sha256_at_upload(uri, *server) == sha256:  # a request of ours arrived, though its answer did not
+                    return
+            raise UserError(f"{uri}: somebody else writes this version. Run again.") from None
+
     with explained(uri, *server):
         if num_bytes <= PART_BYTES:
-            s3.put_object(**_names(uri), Body=path.read_bytes(), Metadata=metadata)
+            write(partial(s3.put_object, **_names(uri), Body=path.read_bytes(), Metadata=metadata))
             advance(num_bytes)
             return
         begun = _names(uri) | {"UploadId": s3.create_multipart_upload(**_names(uri), Metadata=metadata)["UploadId"]}
@@ -213,7 +229,8 @@ def upload(path: Path, uri: str, *server: str | None, sha256: str, advance: Call
             return {"PartNumber": number, "ETag": answer["ETag"]}
 
         try:
-            s3.complete_multipart_upload(**begun, MultipartUpload={"Parts": _each_part(num_bytes, send, advance)})
+            parts = {"Parts": _each_part(num_bytes, send, advance)}
+            write(partial(s3.complete_multipart_upload, **begun, MultipartUpload=parts))
         except BaseException:
             with suppress(ClientError, BotoCoreError):
                 client(*server, attempts=1).abort_multipart_upload(**begun)
@@ -232,13 +249,12 @@ def download(uri: str, path: Path, *server: str | None) -> None:
         path.write_bytes(b"")
 
         def fill(number: int, start: int, length: int) -> None:
-            def attempt() -> None:
-                answer = client(*server).get_object(**_names(uri), Range=f"bytes={start}-{start + length - 1}")
+            def keep(answer: Any) -> None:
                 with path.open("r+b") as file:
                     file.seek(start)
                     shutil.copyfileobj(answer["Body"], file, CHUNK_BYTES)
 
-            _persist(attempt)
+            _persist(_get(uri, *server, Range=f"bytes={start}-{start + length - 1}"), keep)
 
         _each_part(num_bytes, fill)
 
@@ -267,11 +283,14 @@ def explained(uri: str, *server: str | None) -> Iterator[None]:
         raise
     except ClientError as error:
         code, message = (error.response["Error"].get(name, "") for name in ("Code", "Message"))
-        if code in ("NoSuchKey", "404"):  # the answer to HEAD has no more than a number
-            raise FileNotFoundError(f"{uri}: no such object") from error
         is_read = error.operation_name in ("GetObject", "HeadObject")
+        if code == "NoSuchKey" or (is_read and code == "404"):  # the answer to HEAD has no more than a number
+            raise FileNotFoundError(f"{uri}: no such object") from error
         if is_read and code in ("AccessDenied", "InvalidObjectState", "403"):
             raise PermissionError(f"{uri}: {message}") from error
+        if code == "404":
+            where = client(*server).meta.endpoint_url
+            raise UserError(f"{uri}: what answers at {where} is no S3 server. {HINT}") from error
         if code == "NoSuchBucket":
             where = client(*server).meta.endpoint_url
             raise UserError(f"{uri}: no such bucket at {where}. AWS_ENDPOINT_URL names another server.") from error
@@ -282,6 +301,38 @@ def explained(uri: str, *server: str | None) -> Iterator[None]:
 
 def _names(uri: str) -> dict[str, str]:
     return dict(zip(("Bucket", "Key"), split(uri), strict=True))
+
+
+def _get(uri: str, *server: str | None, **options: str) -> Callable[[], Any]:
+    """Return the request for an object; a thread makes it with the client of its process."""
+    return lambda: client(*server).get_object(**_names(uri), **options)
+
+
+def _tag(uri: str, *server: str | None) -> str | None:
+    """Return the tag of an object, or None where there is none; raises what `read` does."""
+    with suppress(FileNotFoundError), explained(uri, *server):
+        tag: str = client(*server).head_object(**_names(uri))["ETag"]
+        return tag
+    return None
+
+
+def _write(request: Callable[..., Any], over: str | None) -> Any:
+    """Make a request that writes an object over the content with this tag, as `put` says, and return the answer.
+
+    Raises:
+        UnconditionalServerError: when the server knows no such condition.
+        _RefusedError: when the object is not so.
+    """
+    condition = {} if over == ANYTHING else {"IfMatch": over} if over else {"IfNoneMatch": "*"}
+    try:
+        return request(**condition)
+    except ClientError as error:
+        code = error.response["Error"]["Code"]
+        if condition and code == "NotImplemented":
+            raise UnconditionalServerError from error
+        if condition and code in REFUSALS:
+            raise _RefusedError from error
+        raise
 
 
 def _each_part(
@@ -306,11 +357,15 @@ def _each_part(
     return [part.result() for part in parts]
 
 
-def _persist(attempt: Callable[[], T]) -> T:
-    """Make an attempt again when a body breaks off, after a while that grows; botocore repeats requests alone."""
+def _persist(request: Callable[[], Any], use: Callable[[Any], T]) -> T:
+    """Return what `use` makes of the answer; ask again, after a while that grows, when the body breaks off under it.
+
+    The request itself is repeated by botocore, and what fails in spite of that is not tried again.
+    """
     for number in range(1, ATTEMPTS):
+        answer = request()
         try:
-            return attempt()
+            return use(answer)
         except BROKEN_OFF:
             time.sleep(random.SystemRandom().uniform(0, 0.25 * 2**number))
-    return attempt()
+    return use(request())

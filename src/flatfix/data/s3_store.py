@@ -179,7 +179,10 @@ class OfflineS3Store(LocalStore):
 def _checked(uri: str) -> str:
     if not uri.startswith(s3.SCHEME):
         raise UserError(f"store.uri={uri}: expected {s3.SCHEME}bucket/prefix. A folder is store=local.")
-    s3.split(uri)
+    try:
+        s3.split(uri)
+    except UserError as error:
+        raise UserError(f"store.uri={error}") from error
     return uri.rstrip("/")
 
 

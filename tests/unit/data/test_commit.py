@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from concurrent.futures import CancelledError
+import threading
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -109,6 +110,33 @@ def test_an_error_ends_the_other_puts(store, tmp_path):
         commit(store, stage_noise(tmp_path / "staged", [1000] * 40), tmp_path / "staged")
     assert ended == ["shard-00000.tar"]
     assert len(store.names) < 39
+
+
+def test_an_interrupt_while_the_puts_begin_ends_them(store, tmp_path, monkeypatch):
+    has_begun = threading.Event()
+    ended = []
+
+    def go_on_until_ended(name, advance):
+        has_begun.set()
+        try:
+            wait_until(lambda: advance(0), 10, "the end")
+        except CancelledError:
+            ended.append(name)
+            raise
+
+    class Interrupted(ThreadPoolExecutor):
+        """Threads whose second put meets Ctrl-C on its way to them."""
+
+        def submit(self, work, *args):
+            if work.__name__ == "put" and has_begun.wait(10 if args[0].path.name == "shard-00001.tar" else 0):
+                raise KeyboardInterrupt
+            return super().submit(work, *args)
+
+    monkeypatch.setattr("flatfix.data.commit.ThreadPoolExecutor", Interrupted)
+    store.before = go_on_until_ended
+    with pytest.raises(KeyboardInterrupt):
+        commit(store, stage_noise(tmp_path / "staged"), tmp_path / "staged")
+    assert ended == ["shard-00000.tar"]
 
 
 def test_a_lock_that_is_lost_ends_it(tmp_path):

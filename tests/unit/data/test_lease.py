@@ -11,17 +11,20 @@ from flatfix.data.lease import Lease
 from tests.helpers.s3_server import use_aws
 
 
-@pytest.fixture
-def forgetful_server() -> Iterator[str]:
-    """A server that keeps objects and passes over every condition, as some that speak S3 do."""
+@pytest.fixture(params=[False, True], ids=["knows no condition", "knows If-None-Match"])
+def forgetful_server(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A server that keeps objects and passes over conditions, or over If-Match, as some that speak S3 do."""
     held: dict[str, bytes] = {}
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_PUT(self) -> None:
-            held[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
-            self.answer(200, b"", held[self.path])
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            if request.param and self.headers["If-None-Match"] and self.path in held:
+                return self.answer(412, b"<Error><Code>PreconditionFailed</Code></Error>", b"")
+            held[self.path] = content
+            self.answer(200, b"", content)
 
         def do_GET(self) -> None:
             content = held.get(self.path)
