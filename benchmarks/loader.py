@@ -65,6 +65,15 @@ def rate(epoch: Callable[[], Iterable[tuple[Tensor, ...]]], seconds: float = 0.5
     return count / (time.perf_counter() - start)
 
 
+def unpacked(folder: Path, parser: argparse.ArgumentParser) -> Path:
+    """Unpack CIFAR-10 and return the folder of its training pictures; end the benchmark where there is no archive."""
+    if not ARCHIVE.is_file():
+        parser.exit(0, f"skipped: no {ARCHIVE}; name a folder with --root\n")
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(folder / "cifar10", filter="data")
+    return folder / "cifar10" / "train"
+
+
 def prepare(root: Path, folder: Path) -> tuple[Examples, float]:
     """Publish the pictures and decode them; return the examples and the seconds it took."""
     start = time.perf_counter()
@@ -85,14 +94,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        root = options.root
-        if root is None:
-            if not ARCHIVE.is_file():
-                parser.exit(0, f"skipped: no {ARCHIVE}; name a folder with --root\n")
-            with tarfile.open(ARCHIVE) as archive:
-                archive.extractall(folder / "cifar10", filter="data")
-            root = folder / "cifar10" / "train"
-        measure(root, folder, options)
+        measure(options.root or unpacked(folder, parser), folder, options)
 
 
 def measure(root: Path, folder: Path, options: argparse.Namespace) -> None:

@@ -23,7 +23,6 @@ import random
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for `benchmarks.peers` and `tests.helpers`
 
+from benchmarks.loader import ARCHIVE, unpacked  # noqa: E402
 from benchmarks.peers.child import loopback_bytes  # noqa: E402
 from benchmarks.peers.process import peak_bytes  # noqa: E402
 from flatfix.data.sources.base import Source  # noqa: E402
@@ -42,7 +42,6 @@ from flatfix.data.sources.folder import FolderSource  # noqa: E402
 from flatfix.tracking.provenance import Provenance  # noqa: E402
 from tests.helpers.s3_server import S3Server  # noqa: E402
 
-ARCHIVE = ROOT.parent / "shared" / "data" / "cifar10.tar.xz"
 MOSAICML = "mosaicml-streaming==0.13.0"
 MOSAICML_FOLDER = ROOT / "outputs" / "mosaicml-streaming"
 SEED = 0
@@ -200,14 +199,7 @@ def main() -> None:
         if options.pictures == "elpv":
             source: Source = ElpvSource()
         else:
-            root = options.root
-            if root is None:
-                if not ARCHIVE.is_file():
-                    parser.exit(0, f"skipped: no {ARCHIVE}; name a folder with --root\n")
-                with tarfile.open(ARCHIVE) as archive:
-                    archive.extractall(folder / "cifar10", filter="data")
-                root = folder / "cifar10" / "train"
-            source = FolderSource(root)
+            source = FolderSource(options.root or unpacked(folder, parser))
         num_pictures, num_bytes = lay_out(source, folder / "pictures", options.limit)
         print(f"{options.pictures}: {num_pictures:,} pictures, {num_bytes / 1e6:.1f} MB", flush=True)
         facts = {"pictures": options.pictures, "num_pictures": num_pictures, "num_bytes": num_bytes}

@@ -65,21 +65,14 @@ def test_publishing_says_where_room_is_missing_and_leaves_nothing(small_disk: Pa
     assert not (tmp_path / "store").exists() and not list(small_disk.iterdir())
 
 
-def test_decoding_says_where_room_is_missing_and_leaves_nothing(small_disk: Path, tmp_path: Path) -> None:
-    root = class_folders(tmp_path / "pictures", num_pictures=20)
+@pytest.mark.parametrize(("script", "num_pictures", "option"), [(DECODE, 20, "paths.cache"), (PULL, 1000, "to")])
+def test_decoding_and_pulling_say_where_room_is_missing_and_leave_nothing(
+    small_disk: Path, tmp_path: Path, script: str, num_pictures: int, option: str
+) -> None:
+    root = class_folders(tmp_path / "pictures", num_pictures=num_pictures)
     assert run(PUBLISH, root, tmp_path / "store").returncode == 0
 
-    done = run(DECODE, tmp_path / "store", small_disk)
+    done = run(script, tmp_path / "store", small_disk)
 
-    assert done.returncode == 1 and "UserError: paths.cache: no space left" in done.stderr
-    assert not list(small_disk.iterdir())
-
-
-def test_pulling_says_where_room_is_missing_and_leaves_nothing(small_disk: Path, tmp_path: Path) -> None:
-    root = class_folders(tmp_path / "pictures", num_pictures=1000)
-    assert run(PUBLISH, root, tmp_path / "store").returncode == 0
-
-    done = run(PULL, tmp_path / "store", small_disk)
-
-    assert done.returncode == 1 and "UserError: to: no space left" in done.stderr
+    assert done.returncode == 1 and f"UserError: {option}: no space left" in done.stderr
     assert not list(small_disk.iterdir())
