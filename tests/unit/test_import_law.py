@@ -48,7 +48,10 @@ LAW = {
         },
     ),
     "models": Room(
-        names("torch timm torchvision onnx safetensors flatfix.inference.package flatfix.inference.decision")
+        names(
+            "torch timm torchvision onnx safetensors flatfix.inference.card flatfix.inference.package"
+            " flatfix.inference.runtime flatfix.inference.decision"
+        )
     ),
     # MLflow passes on what goes wrong in a database as SQLAlchemy raised it.
     "tracking": Room(names("mlflow"), only={"connection": names("sqlalchemy.exc")}),
@@ -63,7 +66,8 @@ LAW = {
         )
     ),
     "prediction": Room(
-        names("torch pyarrow flatfix.data flatfix.models flatfix.inference"), never=names("flatfix.data.datamodule")
+        names("torch pyarrow flatfix.data flatfix.models flatfix.inference flatfix.registry flatfix.tracking"),
+        never=names("flatfix.data.datamodule"),
     ),
     "sweeps": Room(names("optuna hydra omegaconf flatfix.tracking flatfix.registry")),
     "serving": Room(

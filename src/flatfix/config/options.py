@@ -187,6 +187,49 @@ TRACKING: Schema = {
     "tracking.system_metrics": Option(bool, "record CPU, memory, disk, network and GPU use"),
 }
 
+REGISTRY: Schema = {
+    "registry.name": Option(
+        str, "registered model (null: when training, the dataset's name; elsewhere, the only one)", optional=True
+    ),
+}
+
+REGISTRATION: Schema = {
+    **REGISTRY,
+    "registry.register": Option(bool, "register a run that qualifies as a candidate"),
+    "sweep.register": Option(
+        str, "which runs of a multirun become candidates, of those that qualify", choices=("best", "all", "none")
+    ),
+}
+
+RUNTIME: Schema = {
+    "runtime": Option(
+        str,
+        "what runs the model (auto: the fastest here that the card permits)",
+        choices=("auto", "onnxruntime", "openvino"),
+    ),
+    "precision": Option(
+        str, "number format of the runtime (auto: the fastest that the card permits)", choices=("auto", "fp32", "bf16")
+    ),
+}
+
+GATES: Schema = {
+    "gates.offline_evaluation": Option(
+        bool, "evaluate on the test split of the dataset's newest version where that was not done yet"
+    ),
+    "gates.not_worse": Option(bool, "refuse what a paired test finds worse than the version in production"),
+    "gates.better": Option(bool, "refuse what a paired test does not find better than the version in production"),
+    "gates.alpha": Option(float, "level of significance of both, one-sided", above=0, below=0.5),
+    "gates.max_class_drop": Option(float, "most recall that a class may lose", low=0, high=1, optional=True),
+    "gates.max_calibration_error": Option(
+        float, "largest expected calibration error on test", low=0, high=1, optional=True
+    ),
+    "gates.max_package_megabytes": Option(float, "largest package", above=0, optional=True),
+    "gates.max_latency_ms": Option(float, "longest median time of one picture on this machine", above=0, optional=True),
+    "gates.self_test": Option(bool, "the package loads, and answers its own reference pictures"),
+}
+
+MLFLOW: Schema = {name: option for name, option in TRACKING.items() if name in ("tracking.uri", "tracking.experiment")}
+
 TRAIN: Schema = {
     "seed": Option(int, "seed of weights, order and augmentation", low=0, high=2**32 - 1),
     "monitor": Option(str, "validation metric that chooses the checkpoint", choices=tuple(METRICS)),
@@ -200,6 +243,60 @@ TRAIN: Schema = {
     **DECISION,
     **CALLBACKS,
     **TRACKING,
+    **REGISTRATION,
+    **PATHS,
+}
+
+PROMOTE: Schema = {
+    "action": Option(
+        str,
+        "what to do",
+        choices=("promote", "rollback", "register", "info", "history", "compare"),
+    ),
+    "metric": Option(str, "validation metric that chooses: F1, Accuracy, Loss, … in any case", optional=True),
+    "stage": Option(str, "where the best version goes", choices=("staging", "production")),
+    "version": Option(int, "promote this version, whatever the metric says", low=1, optional=True),
+    "force": Option(bool, "pass over the gates and staging; needs version and reason"),
+    "reason": Option(str, "why, for the history", optional=True),
+    "run_id": Option(str, "register: the run whose model becomes a candidate", optional=True),
+    "to": Option(int, "rollback: version to return to (null: the one before)", low=1, optional=True),
+    "a": Option(str, "compare: version or alias", optional=True),
+    "b": Option(str, "compare: version or alias", optional=True),
+    "dry_run": Option(bool, "say what would be done, and do nothing"),
+    "dataset.version": Option(
+        str, "candidates trained on this dataset version (null: that of the newest candidate)", optional=True
+    ),
+    **GATES,
+    **REGISTRY,
+    **MLFLOW,
+    **STORE,
+    **PATHS,
+}
+
+EVALUATE: Schema = {
+    "alias": Option(str, "which version: production, staging, or any alias of the registered model"),
+    "version": Option(int, "which version by its number, in place of the alias", low=1, optional=True),
+    "data": Option(
+        str,
+        "labelled pictures: a folder of class folders, or a table (.csv) with columns path and label (null: dataset)",
+        optional=True,
+    ),
+    "dataset.name": Option(str, "dataset in the store (null: the one that the model was trained on)", optional=True),
+    "dataset.version": Option(str, "version of the dataset (null: the newest)", optional=True),
+    "split": Option(str, "split of the dataset version", choices=("train", "val", "test")),
+    "limit": Option(int, "pictures at most, a seeded share of every class (null: all)", low=1, optional=True),
+    "seed": Option(int, "seed of the pictures that limit keeps", low=0),
+    "experiment": Option(str, "MLflow experiment of the evaluation's run"),
+    "run_name": Option(str, "name of the evaluation's run (null: model, version and data)", optional=True),
+    "outdir": Option(str, "folder for the report and the tables"),
+    "log_mlflow": Option(bool, "log the evaluation as a run in MLflow, linked to the version"),
+    "batch_size": Option(int, "pictures a step", low=1),
+    "plot": Option(str, "only: draw the confusion matrix of csv, and nothing else", choices=("only",), optional=True),
+    "csv": Option(str, "plot=only: table with columns label and prediction", optional=True),
+    **RUNTIME,
+    **REGISTRY,
+    **MLFLOW,
+    **STORE,
     **PATHS,
 }
 
