@@ -37,6 +37,7 @@ s3: $(VENV)/.has-$(TEST) ## Run a small S3 server for development, with its file
 test: lint ## Run lint, then the default tests in parallel (ARGS="-k data")
 	$(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile $(ARGS)
 
+# Servers that no wheel brings are named in .ci/apt.txt: sudo apt-get install --yes $$(cat .ci/apt.txt)
 test-service: $(VENV)/.has-$(TEST) ## Run the tests that talk to real servers, which they start
 	$(PY) -m pytest -m "service and not slow" $(ARGS) $(UNLESS_EMPTY)
 

@@ -14,6 +14,7 @@ def main(cfg: dict[str, Any]) -> ExitCode:
     """Predict the class of every picture of a folder, a list or an S3 prefix, as the model's decision has it.
 
     Usage:
+      python predict.py alias=production input=/data/new        the registered model that is live, as it is served
       python predict.py checkpoint=outputs/runs/<run> input=/data/new
       python predict.py checkpoint=best.ckpt input=files.txt output=predictions.csv
       python predict.py checkpoint=best.ckpt input=s3://bucket/prefix accelerator=gpu batch_size=256

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and disks without room for them."""
+"""Files and folders that appear whole or not at all, and disks without room for them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from flatfix.errors import UserError
 
@@ -25,6 +26,25 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """Yield a hidden folder to fill, which becomes `folder` when the block ends without an error.
+
+    What lies above it is made when it is missing. An empty folder gives way.
+
+    Raises:
+        FileExistsError: when `folder` holds something.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder}: there is something already")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        whole = Path(temporary, "whole")
+        whole.mkdir()  # with the permissions that are usual here; a temporary folder has fewer
+        yield whole
+        whole.replace(folder)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import hydra
 
 from flatfix.config import resolvers
 from flatfix.config.options import TRAIN
-from flatfix.config.schema import validate
+from flatfix.config.schema import Schema, validate
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -28,8 +28,13 @@ TINY = (
 
 def compose_train(output: Path, *overrides: str) -> dict[str, Any]:
     """Compose and validate what `python train.py <overrides>` would, writing below `output`."""
+    return compose("train", TRAIN, output, f"paths.run={output}/runs/test", *overrides)
+
+
+def compose(entry: str, schema: Schema, output: Path, *overrides: str) -> dict[str, Any]:
+    """Compose and validate what `python <entry>.py <overrides>` would, writing below `output`."""
     resolvers.register()
-    words = [f"paths.output={output}", f"paths.run={output}/runs/test", *overrides]
+    words = [f"paths.output={output}", f"paths.run={output}/none", *overrides]
     with hydra.initialize_config_dir(str(CONF)):
-        cfg = hydra.compose("train", overrides=words)
-    return validate(cfg, TRAIN, words)
+        cfg = hydra.compose(entry, overrides=words)
+    return validate(cfg, schema, words)

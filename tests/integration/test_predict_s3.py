@@ -11,6 +11,8 @@ import torch
 from flatfix.data import s3
 from flatfix.data.unlabelled import find_pictures
 from flatfix.errors import UserError
+from flatfix.prediction.checkpoint import model_of
+from flatfix.prediction.model import Model
 from flatfix.prediction.run import predict
 from tests.helpers.compose import ROOT
 from tests.helpers.images import class_folders, colours, encode
@@ -21,9 +23,13 @@ pytestmark = pytest.mark.service
 PICTURE = encode(colours())
 
 
+def tiny() -> Model:
+    return model_of(make_classifier(), torch.device("cpu"), "checkpoint=tiny.ckpt")
+
+
 def predict_all(source: str, output: Path) -> list[dict[str, object]]:
     torch.manual_seed(0)
-    predict(make_classifier(), find_pictures(source), output, batch_size=8, device=torch.device("cpu"))
+    predict(tiny(), find_pictures(source), output, batch_size=8)
     rows: list[dict[str, object]] = pq.read_table(output).to_pylist()
     return rows
 
@@ -90,7 +96,7 @@ def test_a_server_that_dies_ends_the_run_and_not_its_pictures(s3_server: S3Serve
     (tmp_path / "out.csv").write_text("of yesterday", encoding="utf-8")
     s3_server.kill()
     with pytest.raises(UserError, match=r"s3://pictures/lost/a\.png: Could not connect to the endpoint URL"):
-        predict(make_classifier(), pictures, tmp_path / "out.csv", batch_size=8, device=torch.device("cpu"))
+        predict(tiny(), pictures, tmp_path / "out.csv", batch_size=8)
     assert (tmp_path / "out.csv").read_text(encoding="utf-8") == "of yesterday"
     s3_server.start()
     assert pictures.read("s3://pictures/lost/a.png") == PICTURE

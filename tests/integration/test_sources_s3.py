@@ -35,6 +35,7 @@ from flatfix.data.store import LocalStore
 from flatfix.data.unlabelled import find_pictures
 from flatfix.data.version import open_version
 from flatfix.errors import UserError
+from flatfix.prediction.checkpoint import model_of
 from flatfix.prediction.run import predict
 from flatfix.training.run import train
 from tests.helpers.compose import TINY, compose_train
@@ -310,7 +311,8 @@ def test_names_of_300_characters_are_published_trained_on_predicted_and_pulled(
     tested = pq.read_table(next((tmp_path / "runs").rglob("predictions.parquet")))["id"].to_pylist()
     assert result.status == "FINISHED" and len(tested) == version.manifest.num("test") and set(tested) < stems
 
-    predict(make_classifier(), find_pictures(uri), tmp_path / "out.parquet", batch_size=8, device=torch.device("cpu"))
+    model = model_of(make_classifier(), torch.device("cpu"), "checkpoint=tiny.ckpt")
+    predict(model, find_pictures(uri), tmp_path / "out.parquet", batch_size=8)
     assert set(pq.read_table(tmp_path / "out.parquet")["path"].to_pylist()) == {f"{uri}/{name}" for name in names}
 
     pull(version, tmp_path / "pulled")

@@ -57,12 +57,13 @@ LAW = {
     "tracking": Room(names("mlflow"), only={"connection": names("sqlalchemy.exc")}),
     "registry": Room(
         names("mlflow flatfix.tracking flatfix.inference flatfix.evaluation flatfix.data flatfix.notify"),
+        only={"packages": names("onnx")},  # MLflow's flavour takes a model as onnx reads it
         never=names("flatfix.data.datamodule"),
     ),
     "training": Room(
         names(
             "lightning timm torch torchmetrics flatfix.data flatfix.models flatfix.tracking flatfix.evaluation"
-            " flatfix.inference.decision flatfix.registry flatfix.notify"
+            " flatfix.inference.decision flatfix.inference.package flatfix.registry flatfix.notify"
         )
     ),
     "prediction": Room(
@@ -84,8 +85,14 @@ LAW = {
         )
     ),
 }
-GROUND = {"__init__": names(""), "errors": names(""), "files": names("flatfix.errors"), "console": names("rich")}
-ANY_ROOM_MAY = names("numpy flatfix.errors flatfix.files flatfix.console flatfix.config")
+GROUND = {
+    "__init__": names(""),
+    "errors": names(""),
+    "files": names("flatfix.errors"),
+    "machine": names(""),
+    "console": names("rich"),
+}
+ANY_ROOM_MAY = names("numpy flatfix.errors flatfix.files flatfix.machine flatfix.console flatfix.config")
 # These serve and watch where torch is not installed: nothing that their import runs may lead to it.
 WITHOUT_TORCH = names("config inference evaluation notify tracking registry serving monitoring")
 TORCH = names("torch torchvision lightning timm torchmetrics")

@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,7 +35,7 @@ Config = dict[str, Any]
 
 
 def entry_point(
-    name: str, conf: Path, schema: Schema
+    name: str, conf: Path, schema: Schema, short: Mapping[str, str] | None = None
 ) -> Callable[[Callable[[Config], ExitCode]], Callable[[], NoReturn]]:
     """Turn `task` into a command that reads `conf/<name>.yaml` and the command line.
 
@@ -46,6 +46,8 @@ def entry_point(
         name: name of the primary config, without its ending.
         conf: folder of the config groups.
         schema: what every option accepts.
+        short: options that the command line may also call by a shorter name, by that name: the one way to give an
+            option the name of a group that other entry points have.
     """
 
     def decorate(task: Callable[[Config], ExitCode]) -> Callable[[], NoReturn]:
@@ -68,6 +70,7 @@ def entry_point(
         @functools.wraps(task)
         def main() -> NoReturn:
             resolvers.register()
+            sys.argv[1:] = [_spelled_out(word, short or {}) for word in sys.argv[1:]]
             # SIGTERM is to clear away what is half-written, as Ctrl-C does; training handles both itself.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             # Hydra reports errors itself and exits with 1 unless this is set; we report them, with our exit codes.
@@ -94,6 +97,11 @@ def entry_point(
         return main
 
     return decorate
+
+
+def _spelled_out(word: str, short: Mapping[str, str]) -> str:
+    option, equals, value = word.partition("=")
+    return f"{short.get(option, option)}{equals}{value}"
 
 
 def explain(error: CompactHydraException, name: str, conf: Path, schema: Schema) -> str:

@@ -21,8 +21,8 @@ COLUMN = 40
 WIDTH = 100
 UNBROKEN = "\N{NO-BREAK SPACE}"
 READING = """
-option=value sets an option in place of the value below; ??? has to be given."""
-READING_GROUPS = """A name with a colon is a group, * its chosen one; group=choice takes another. "with x" marks what
+option=value sets an option in place of the value below; ??? has to be given.
+A name with a colon is a group, * its chosen one; group=choice takes another. "with x" marks what
 choice x would bring; --help group=x shows this page with it. docs/options.md tells of every choice."""
 FLAGS = """
 -m         run every combination of the values that commas separate: -m option=1,2 group=x,y
@@ -41,8 +41,6 @@ def show(name: str, conf: Path, schema: Schema, doc: str) -> None:
     composed: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]))
     entry = read_entry(conf, name)
     lines = [inspect.cleandoc(doc), READING]
-    if entry.groups:
-        lines.append(READING_GROUPS)
     for section in entry.sections(schema):
         lines.append("")
         lines += [_choices(group, cfg.hydra.runtime.choices.get(group.name)) for group in section.groups]

@@ -196,6 +196,7 @@ REGISTRY: Schema = {
 REGISTRATION: Schema = {
     **REGISTRY,
     "registry.register": Option(bool, "register a run that qualifies as a candidate"),
+    "sweep.id": Option(str, "what the runs of a multirun are known by (null: this is none)", optional=True),
     "sweep.register": Option(
         str, "which runs of a multirun become candidates, of those that qualify", choices=("best", "all", "none")
     ),
@@ -218,7 +219,7 @@ GATES: Schema = {
     ),
     "gates.not_worse": Option(bool, "refuse what a paired test finds worse than the version in production"),
     "gates.better": Option(bool, "refuse what a paired test does not find better than the version in production"),
-    "gates.alpha": Option(float, "level of significance of both, one-sided", above=0, below=0.5),
+    "gates.alpha": Option(float, "level of significance of both, one-sided", low=0.001, below=0.5),
     "gates.max_class_drop": Option(float, "most recall that a class may lose", low=0, high=1, optional=True),
     "gates.max_calibration_error": Option(
         float, "largest expected calibration error on test", low=0, high=1, optional=True
@@ -262,7 +263,7 @@ PROMOTE: Schema = {
     "to": Option(int, "rollback: version to return to (null: the one before)", low=1, optional=True),
     "a": Option(str, "compare: version or alias", optional=True),
     "b": Option(str, "compare: version or alias", optional=True),
-    "dry_run": Option(bool, "say what would be done, and do nothing"),
+    "dry_run": Option(bool, "show what would move, and what the gates say, and move nothing"),
     "dataset.version": Option(
         str, "candidates trained on this dataset version (null: that of the newest candidate)", optional=True
     ),
@@ -283,10 +284,9 @@ EVALUATE: Schema = {
     ),
     "dataset.name": Option(str, "dataset in the store (null: the one that the model was trained on)", optional=True),
     "dataset.version": Option(str, "version of the dataset (null: the newest)", optional=True),
-    "split": Option(str, "split of the dataset version", choices=("train", "val", "test")),
+    "split": Option(str, "split of the dataset version (null: test)", choices=("train", "val", "test"), optional=True),
     "limit": Option(int, "pictures at most, a seeded share of every class (null: all)", low=1, optional=True),
     "seed": Option(int, "seed of the pictures that limit keeps", low=0),
-    "experiment": Option(str, "MLflow experiment of the evaluation's run"),
     "run_name": Option(str, "name of the evaluation's run (null: model, version and data)", optional=True),
     "outdir": Option(str, "folder for the report and the tables"),
     "log_mlflow": Option(bool, "log the evaluation as a run in MLflow, linked to the version"),
@@ -301,11 +301,20 @@ EVALUATE: Schema = {
 }
 
 PREDICT: Schema = {
-    "checkpoint": Option(str, "checkpoint of a run, or the run's folder"),
+    "checkpoint": Option(str, "checkpoint of a run, or the run's folder", optional=True),
+    "alias": Option(
+        str,
+        "in place of a checkpoint, a registered version: production, staging, any alias, or its number",
+        optional=True,
+    ),
     "input": Option(str, "pictures: a folder, one file, a list (.txt, .csv with a column path) or s3://bucket/prefix"),
     "output": Option(str, "file to write, .parquet or .csv"),
     "batch_size": Option(int, "pictures a step", low=1),
-    "accelerator": Option(str, "where to predict", choices=("auto", "cpu", "gpu")),
+    "accelerator": Option(str, "where a checkpoint predicts", choices=("auto", "cpu", "gpu")),
+    **RUNTIME,
+    **REGISTRY,
+    "tracking.uri": MLFLOW["tracking.uri"],
+    **PATHS,
 }
 
 PUBLISH: Schema = {

@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from flatfix.config.groups import Entry, Group, Section, read_entry, settings
-from flatfix.config.options import PREDICT, PUBLISH, TRAIN
+from flatfix.config.options import EVALUATE, PREDICT, PROMOTE, PUBLISH, TRAIN
 from flatfix.config.schema import Free, Rule, Schema, Target
 from flatfix.config.text import as_written
 
 PAGE = Path("docs/options.md")
-ENTRIES: Mapping[str, Schema] = {"train": TRAIN, "publish": PUBLISH, "predict": PREDICT}
+ENTRIES: Mapping[str, Schema] = {
+    "train": TRAIN,
+    "publish": PUBLISH,
+    "promote": PROMOTE,
+    "evaluate": EVALUATE,
+    "predict": PREDICT,
+}
 HEAD = """\
 <!-- `make docs` writes this page from conf/ and src/flatfix/config/options.py: change those. -->
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from flatfix.errors import UserError
@@ -27,6 +29,14 @@ def package_file(package: str, relative: str) -> str:
     return str(path)
 
 
+def multirun() -> str | None:
+    """Return the name of the folder of the multirun that this job belongs to, or None where it runs by itself."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return Path(HydraConfig.get().sweep.dir).name
+
+
 def register() -> None:
     """Register the resolvers; calling it again changes nothing."""
     OmegaConf.register_resolver("package_file", package_file, replace=True)
+    OmegaConf.register_resolver("multirun", multirun, replace=True)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from flatfix.console import progress, say
 from flatfix.data.encoded import EncodedPictures
-from flatfix.data.splits import SPLITS, Fold, SplitRule, folds, quotas, rank, ranked, tally
+from flatfix.data.splits import SPLITS, Fold, SplitRule, folds, ranked, share, tally
 from flatfix.data.version import DatasetVersion
 from flatfix.errors import UserError, one_of
 from flatfix.files import needing_room, replacing
@@ -132,13 +132,10 @@ def sample(examples: Examples, fraction: float, seed: int) -> Examples:
         raise UserError(f"dataset.sample_fraction={fraction}: must be above 0 and at most 1.")
     if fraction == 1:
         return examples
-    members = [np.flatnonzero(examples.labels == label).tolist() for label in np.unique(examples.labels)]
-    kept: list[int] = []
-    for rows, quota in zip(members, quotas([len(rows) for rows in members], fraction), strict=True):
-        kept += sorted(rows, key=lambda row: rank(examples.ids[row], seed))[:quota]
+    kept = share(examples.ids, examples.labels, fraction, seed)
     if not kept:
         raise UserError(f"dataset.sample_fraction={fraction}: leaves none of {len(examples)} pictures.")
-    return examples.select(sorted(kept))
+    return examples.select(kept)
 
 
 def _rows(version: DatasetVersion, split: str, fold: Fold | None) -> pa.Table:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
@@ -17,7 +16,6 @@ from numpy.typing import NDArray
 from flatfix.inference.decode import UnreadableImageError, load
 
 Process = subprocess.Popen[bytes]
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of each period of as many microseconds
 SERVE = "from flatfix.data.decoders import serve; serve()"
 
 
@@ -27,15 +25,6 @@ class UnreadablePictureError(Exception):
     def __init__(self, place: int, reason: str) -> None:
         super().__init__(place, reason)
         self.place, self.reason = place, reason
-
-
-def num_cores() -> int:
-    """Count the processor cores that this process may use, which in a container are as many as its quota pays for."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):  # no container, or its quota is the word "max"
-        quota, period = map(int, CPU_QUOTA.read_text().split())
-        cores = min(cores, max(1, quota // period))
-    return cores
 
 
 class Decoders:

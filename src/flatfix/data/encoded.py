@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatfix.data.ahead import map_ahead
-from flatfix.data.decoders import Decoders, UnreadablePictureError, num_cores
+from flatfix.data.decoders import Decoders, UnreadablePictureError
 from flatfix.data.version import DamagedVersionError, DatasetVersion
+from flatfix.machine import num_cores
 
 Rows = NDArray[np.int64]
 

@@ -6,14 +6,13 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from flatfix.console import progress
 from flatfix.data.sources.base import Record
 from flatfix.data.sources.published import PublishedSource
 from flatfix.data.version import DatasetVersion
 from flatfix.errors import UserError
-from flatfix.files import needing_room
+from flatfix.files import filling, needing_room
 
 MAX_NAME_BYTES = 255  # of a file or folder, on every file system in common use
 
@@ -40,20 +39,16 @@ def pull(version: DatasetVersion, folder: Path) -> None:
     paths = _paths(records)
     if hostile := [path for path in paths if {"", ".", ".."} & set(path.split("/"))]:
         raise UserError(f"action=pull: {hostile[0]!r} of {version.manifest.name} would not lie in the folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with (
-        TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary,
         needing_room("to", f"the pictures in {folder.parent}", "Free some, or name a folder on another disk."),
+        filling(folder) as whole,
         progress("Pulling", len(records)) as advance,
     ):
-        whole = Path(temporary, "whole")
-        whole.mkdir()
         for record, path in zip(records, paths, strict=True):
             file = whole / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(source.read(record))
             advance(1)
-        whole.replace(folder)  # an empty folder gives way
 
 
 def _paths(records: Sequence[Record]) -> list[str]:

@@ -116,6 +116,22 @@ def quotas(sizes: Sequence[int], fraction: float) -> list[int]:
     return [after - before for before, after in pairwise(ends)]
 
 
+def share(ids: Sequence[str], labels: NDArray[np.int64], fraction: float, seed: int) -> list[int]:
+    """Return the rows of a seeded part with the same share of every label, in their order.
+
+    Args:
+        ids: `[N]`, which the draw goes by.
+        labels: `[N]`.
+        fraction: from 0 to 1.
+        seed: another seed draws other rows.
+    """
+    members = [np.flatnonzero(labels == label).tolist() for label in np.unique(labels)]
+    kept: list[int] = []
+    for rows, quota in zip(members, quotas([len(rows) for rows in members], fraction), strict=True):
+        kept += sorted(rows, key=lambda row: rank(ids[row], seed))[:quota]
+    return sorted(kept)
+
+
 def assign(records: Sequence[Record], ids: Sequence[str], rule: SplitRule) -> list[str]:
     """Return train, val or test for each record, drawn by `ids`, which are unique.
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from flatfix.console import progress
 from flatfix.data.ahead import map_ahead
-from flatfix.data.decoders import num_cores
 from flatfix.data.index import INDEX_SCHEMA, IndexWriter, Row
 from flatfix.data.likeness import difference_hash
 from flatfix.data.manifest import CONTENT
@@ -22,6 +21,7 @@ from flatfix.data.shards import ShardWriter
 from flatfix.data.sources.base import Record, Source
 from flatfix.data.version import INDEX_NAME
 from flatfix.inference.decode import UnreadableImageError, decode
+from flatfix.machine import num_cores
 
 CHUNK = 8  # pictures that a thread examines before it waits for the interpreter to hand them over
 

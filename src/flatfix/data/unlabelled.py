@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flatfix.data import s3
-from flatfix.data.decoders import num_cores
+from flatfix.data.ahead import map_ahead
 from flatfix.data.sources.tree import EXTENSIONS, extension_of, is_picture, tree_at
 from flatfix.errors import UserError, did_you_mean
+from flatfix.inference.decode import UnreadableImageError, load
+from flatfix.machine import num_cores
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,21 @@ class Unlabelled:
     def read(self, path: str) -> bytes:
         """Return the bytes of one picture; OSError where this one cannot be read, UserError where none can."""
         return s3.read(path) if path.startswith(s3.SCHEME) else (self.root / path).read_bytes()
+
+    def decoded(self, size: int, resize: str, num_ahead: int) -> Generator[NDArray[np.uint8] | str, None, None]:
+        """Yield each picture as training saw it, `[size, size, 3]`, or why it cannot be read; in order.
+
+        Threads read and decode at most `num_ahead` pictures before they are asked for.
+        """
+        return map_ahead(partial(self._decoded, size=size, resize=resize), self.paths, num_ahead, self.num_threads)
+
+    def _decoded(self, path: str, size: int, resize: str) -> NDArray[np.uint8] | str:
+        try:
+            return load(self.read(path), size, resize)
+        except UnreadableImageError as error:
+            return str(error)
+        except OSError as error:
+            return error.strerror or str(error)
 
     @property
     def num_threads(self) -> int:
@@ -70,6 +91,11 @@ def find_pictures(source: str) -> Unlabelled:
     except UserError as error:
         raise UserError(f"input={error}") from error
     return found
+
+
+def printable(path: str) -> str:
+    """Write out the bytes of a file's name that are not UTF-8, which neither a table nor a terminal can hold."""
+    return path.encode(errors="backslashreplace").decode()
 
 
 def _listed(path: Path, extension: str) -> list[str]:

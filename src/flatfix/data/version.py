@@ -114,6 +114,22 @@ def open_version(store: Store, name: str, version: str) -> DatasetVersion:
     return DatasetVersion(_read_manifest(store, _manifest_key(name, version)), store)
 
 
+def open_newest(store: Store, name: str) -> DatasetVersion:
+    """Open the version of a dataset that was published last.
+
+    Raises:
+        UserError: when the store holds none that can be read; the message lists the datasets that it holds.
+    """
+    manifests = list_versions(store, name)
+    if not manifests:
+        names = sorted({manifest.name for manifest in list_versions(store)})
+        raise UserError(
+            f"dataset.name={name}: no version of it in the store {store.uri}, which holds "
+            f"{', '.join(names) or 'nothing yet'}.{did_you_mean(name, names)}"
+        )
+    return DatasetVersion(manifests[-1], store)
+
+
 def not_held(store: Store, name: str, version: str, fix: str = "") -> UserError:
     """Return the error for a version that the store does not hold."""
     held = [

@@ -31,12 +31,13 @@ _TILES_OF_MANY = ("accuracy", "f1", "auroc", "loss")
 class MetricRow:
     """One metric in words.
 
-    `span` is the interval's low end, the value and the high end in 0..100, or None where there is no such scale.
+    `validation` is None where that is not at hand. `span` is the interval's low end, the value and the high end in
+    0..100, or None where there is no such scale.
     """
 
     name: str
     meaning: str
-    validation: str
+    validation: str | None
     test: str
     interval: str
     span: tuple[float, float, float] | None
@@ -91,7 +92,7 @@ def metric_rows(test: Answers, measures: Measures, monitor: str) -> list[MetricR
             MetricRow(
                 name=name,
                 meaning=meaning,
-                validation=_written(metric, measures.validation[metric]),
+                validation=_written(metric, measures.validation[metric]) if measures.validation else None,
                 test=_written(metric, value),
                 interval=_interval(metric, low, high),
                 span=None if metric == "loss" or math.isnan(low) else (100 * low, 100 * value, 100 * high),
@@ -111,11 +112,13 @@ def decision_rows(test: Answers, measures: Measures) -> list[tuple[str, str]]:
     ]
     if decision.positive is None:
         return [*rows, ("Decided", decision.rule)]
-    recall, interval = percent(measures.test["recall"]), _interval("recall", *measures.intervals["recall"])
+    recall = f"{percent(measures.test['recall'])} ({_interval('recall', *measures.intervals['recall'])})"
+    if measures.validation:
+        recall += f"; on validation {percent(measures.validation['recall'])}"
     rows += [
         ("Threshold", f"{decision.threshold:.4f} for {test.classes[decision.positive]}"),
         ("Rule", decision.rule),
-        ("Recall at the threshold", f"{recall} ({interval}); on validation {percent(measures.validation['recall'])}"),
+        ("Recall at the threshold", recall),
     ]
     if decision.review:
         num, outside = _count(needs_review), is_right[~needs_review]

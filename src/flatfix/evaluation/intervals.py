@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -16,6 +16,7 @@ from flatfix.evaluation.metrics import METRICS, compute, cross_entropies
 
 # Resamples x pictures that are weighed at once: the largest arrays then take 200 MB together.
 _MAX_WEIGHTS = 2**22
+_RATIOS = ("precision", "recall", "f1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,26 +111,63 @@ def bootstrap(
         return dict.fromkeys(METRICS, (math.nan, math.nan))
     if predictions is None:
         predictions = probabilities.argmax(axis=1)
-    num_classes = probabilities.shape[1]
-    counts = _ClassCounts(labels, predictions, num_classes)
-    measured = range(num_classes) if positive is None else [positive]
-    rankings = [_Ranking(labels == index, probabilities[:, index]) for index in measured]
-    losses = cross_entropies(labels, probabilities)
-    chunks = []
-    for weights in _resamples(len(labels), num_resamples, seed):
-        precision, recall, f1 = counts.ratios(weights, positive)
-        areas = np.stack([ranking.areas(weights) for ranking in rankings])
-        chunks.append(
-            {
-                "loss": losses @ weights / len(labels),
-                "accuracy": (labels == predictions) @ weights / len(labels),
-                "precision": precision,
-                "recall": recall,
-                "f1": f1,
-                "auroc": np.ma.masked_invalid(areas).mean(axis=0).filled(np.nan),
-            }
-        )
+    resampled = Resampled(labels, probabilities, positive, predictions, METRICS)
+    chunks = [resampled.metrics(weights) for weights in resamples(len(labels), num_resamples, seed)]
     return {name: _percentiles(np.concatenate([chunk[name] for chunk in chunks]), level) for name in METRICS}
+
+
+def resamples(num_pictures: int, num_resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """Yield how often each picture is in each resample, `[N, R]` for some resamples at a time.
+
+    They follow from the seed and the number of pictures: two models are measured on the same ones.
+    """
+    rng = np.random.default_rng(seed)
+    size = max(1, _MAX_WEIGHTS // num_pictures)
+    for start in range(0, num_resamples, size):
+        num = min(size, num_resamples - start)
+        drawn = rng.integers(num_pictures, size=(num, num_pictures))
+        drawn += np.arange(num)[:, None] * num_pictures
+        counts = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
+        yield np.ascontiguousarray(counts.T, dtype=np.float64)
+
+
+class Resampled:
+    """Measures many resamples of the same answers at once, each of them as `metrics.compute` would.
+
+    Args:
+        labels: [N] integers in 0..C-1, N > 0.
+        probabilities: [N, C] floating point, without nan; each row sums to 1.
+        positive: index of `dataset.positive_class` for two classes, None for more.
+        predictions: [N] integers in 0..C-1, as decided.
+        wanted: the metrics to measure.
+    """
+
+    def __init__(
+        self,
+        labels: NDArray[np.int64],
+        probabilities: NDArray[Any],
+        positive: int | None,
+        predictions: NDArray[np.int64],
+        wanted: Collection[str],
+    ) -> None:
+        num_classes = probabilities.shape[1]
+        means = {"loss": cross_entropies(labels, probabilities), "accuracy": labels == predictions}
+        self._means = {name: values for name, values in means.items() if name in wanted}
+        has_ratios = any(name in wanted for name in _RATIOS)
+        self._counts = _ClassCounts(labels, predictions, num_classes) if has_ratios else None
+        ranked = range(num_classes) if positive is None else [positive]
+        self._rankings = [_Ranking(labels == index, probabilities[:, index]) for index in ranked if "auroc" in wanted]
+        self._positive = positive
+
+    def metrics(self, weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        """Return at least the wanted metrics, `[R]` each, of resamples `[N, R]`; nan where one is undefined."""
+        measured = {name: values @ weights / len(weights) for name, values in self._means.items()}
+        if self._counts:
+            measured |= self._counts.ratios(weights, self._positive)
+        if self._rankings:
+            areas = np.stack([ranking.areas(weights) for ranking in self._rankings])
+            measured["auroc"] = np.ma.masked_invalid(areas).mean(axis=0).filled(np.nan)
+        return measured
 
 
 class _ClassCounts:
@@ -142,13 +180,13 @@ class _ClassCounts:
             for group, num_groups in ((labels, num_classes), (predictions, num_classes), (right, num_classes + 1))
         ]
 
-    def ratios(self, weights: NDArray[np.float64], positive: int | None) -> NDArray[np.float64]:
-        """Return precision, recall and F1 `[3, R]` of the positive class, or their means over classes that occur."""
+    def ratios(self, weights: NDArray[np.float64], positive: int | None) -> dict[str, NDArray[np.float64]]:
+        """Return precision, recall and F1 `[R]` of the positive class, or their means over classes that occur."""
         num_labels, num_predictions, num_right = (adder @ weights for adder in self._adders)
         ratios = _ratios(num_labels, num_predictions, num_right)
         num_occurring = (num_labels + num_predictions > 0).sum(axis=0)
-        reduced: NDArray[np.float64] = ratios.sum(axis=1) / num_occurring if positive is None else ratios[:, positive]
-        return reduced
+        reduced = ratios.sum(axis=1) / num_occurring if positive is None else ratios[:, positive]
+        return dict(zip(_RATIOS, reduced, strict=True))
 
 
 class _Ranking:
@@ -174,18 +212,6 @@ class _Ranking:
         wins = (positives * (num_up_to[:-1:2] + num_up_to[1::2])).sum(axis=0) / 2 - num_positive**2 / 2
         areas: NDArray[np.float64] = np.divide(wins, num_pairs, out=np.full(len(wins), np.nan), where=num_pairs > 0)
         return areas
-
-
-def _resamples(num_pictures: int, num_resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """Yield how often each picture is in each resample, `[N, R]` for some resamples at a time."""
-    rng = np.random.default_rng(seed)
-    size = max(1, _MAX_WEIGHTS // num_pictures)
-    for start in range(0, num_resamples, size):
-        weights = np.empty((num_pictures, min(size, num_resamples - start)))
-        for resample in range(weights.shape[1]):
-            drawn = rng.integers(num_pictures, size=num_pictures)
-            weights[:, resample] = np.bincount(drawn, minlength=num_pictures)
-        yield weights
 
 
 def _adder(group: NDArray[np.intp], num_groups: int) -> csr_array:

@@ -20,9 +20,9 @@ class Measures:
     """What answers are worth; metrics by the keys of `METRICS`, of the classes as decided.
 
     Attributes:
-        test: metrics of the test split.
+        test: metrics of the pictures that judge.
         intervals: 95 % interval of each of them; nan where no resample differs and there is no other way to tell.
-        validation: metrics of the validation split, which chose the decision.
+        validation: metrics of the validation split, which chose the decision; empty where it is not at hand.
         calibration_error: expected calibration error on test before and after calibration.
     """
 
@@ -32,8 +32,8 @@ class Measures:
     calibration_error: tuple[float, float]
 
 
-def measure(test: Answers, validation: Answers) -> Measures:
-    """Measure the answers to both splits.
+def measure(test: Answers, validation: Answers | None = None) -> Measures:
+    """Measure the answers to the pictures that judge, and to those that chose.
 
     Raises:
         UserError: if a split has no pictures, or the positive class does not fit the number of classes.
@@ -41,14 +41,18 @@ def measure(test: Answers, validation: Answers) -> Measures:
     """
     positive = test.decision.positive
     return Measures(
-        test=compute(test.labels, test.calibrated, positive, test.predictions),
-        validation=compute(validation.labels, validation.calibrated, positive, validation.predictions),
+        test=_metrics(test),
+        validation=_metrics(validation) if validation else {},
         intervals=_intervals(test),
         calibration_error=(
             expected_calibration_error(test.labels, test.probabilities, positive),
             expected_calibration_error(test.labels, test.calibrated, positive),
         ),
     )
+
+
+def _metrics(answers: Answers) -> dict[str, float]:
+    return compute(answers.labels, answers.calibrated, answers.decision.positive, answers.predictions)
 
 
 def _intervals(test: Answers) -> dict[str, Interval]:

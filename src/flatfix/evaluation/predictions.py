@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -71,24 +72,22 @@ def write(path: Path, table: Predictions, decision: Decision) -> None:
         table: what the model said.
         decision: what makes predictions of it.
     """
-    calibrated = decision.calibrate(table.probabilities)
-    predictions = decision.predict(calibrated)
-    names = np.asarray(table.classes, dtype=object)
-    columns = pa.table(
-        {
-            "id": pa.array(table.ids, pa.string()),
-            "label": pa.array(names[table.labels], pa.string()),
-            "prediction": pa.array(names[predictions], pa.string()),
-            "confidence": np.take_along_axis(calibrated, predictions[:, None], axis=1)[:, 0],
-            "needs_review": decision.needs_review(calibrated),
-            **{_column(name): calibrated[:, index] for index, name in enumerate(table.classes)},
-        }
-    )
     header = json.dumps(
         {"schema_version": SCHEMA_VERSION, "classes": list(table.classes), "decision": decision.to_dict()}
     )
+    columns = _columns(table, decision).replace_schema_metadata({_METADATA_KEY: header})
     with replacing(path) as partial:
-        pq.write_table(columns.replace_schema_metadata({_METADATA_KEY: header}), partial)
+        pq.write_table(columns, partial)
+
+
+def write_csv(path: Path, table: Predictions, decision: Decision) -> None:
+    """Write a predictions table as comma-separated values, for people and spreadsheets; arguments as `write`.
+
+    Columns: `path`, which is the id; `label`, `prediction`, `confidence` and `probability_<class>` as `write` has them.
+    """
+    columns = _columns(table, decision).drop_columns("needs_review").rename_columns({"id": "path"})
+    with replacing(path) as partial:
+        pa_csv.write_csv(columns, partial)
 
 
 def read(path: Path) -> Predictions:
@@ -117,10 +116,27 @@ def read(path: Path) -> Predictions:
     return Predictions(
         ids=table["id"].to_pylist(),
         labels=np.array([index_of[name] for name in table["label"].to_pylist()], dtype=np.int64),
-        probabilities=np.column_stack([table[_column(name)].to_numpy() for name in classes]),
+        probabilities=np.column_stack([table[column_of(name)].to_numpy() for name in classes]),
         classes=classes,
     )
 
 
-def _column(name: str) -> str:
+def _columns(table: Predictions, decision: Decision) -> pa.Table:
+    calibrated = decision.calibrate(table.probabilities)
+    predictions = decision.predict(calibrated)
+    names = np.asarray(table.classes, dtype=object)
+    return pa.table(
+        {
+            "id": pa.array(table.ids, pa.string()),
+            "label": pa.array(names[table.labels], pa.string()),
+            "prediction": pa.array(names[predictions], pa.string()),
+            "confidence": np.take_along_axis(calibrated, predictions[:, None], axis=1)[:, 0],
+            "needs_review": decision.needs_review(calibrated),
+            **{column_of(name): calibrated[:, index] for index, name in enumerate(table.classes)},
+        }
+    )
+
+
+def column_of(name: str) -> str:
+    """Return the column that holds the probabilities of a class."""
     return f"probability_{name}"

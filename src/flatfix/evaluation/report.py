@@ -25,6 +25,7 @@ from flatfix.evaluation.wording import counted
 from flatfix.files import replacing
 from flatfix.inference.decision import Decision
 
+PAGE = "report.html"
 NUM_PICTURES = 24
 """Pictures of a kind that are shown, such as the worst mistakes."""
 
@@ -97,7 +98,7 @@ def report(
     qualification = qualify(measures.validation, bounds)
     predictions.write(folder / "predictions.parquet", test, decision)
     predictions.write(folder / "validation.parquet", validation, decision)
-    _write_metrics(folder / "metrics.json", measures)
+    write_numbers(folder / "metrics.json", asdict(measures))
     evaluation = Evaluation(
         metrics=measures.test,
         intervals=measures.intervals,
@@ -109,6 +110,35 @@ def report(
     if not draw:
         return evaluation
 
+    figure_paths = write_page(
+        folder,
+        answers,
+        measures,
+        pictures=pictures,
+        augmented=augmented,
+        history=history,
+        monitor=monitor,
+        qualification=qualification if bounds else None,
+        card=card,
+        title=title,
+    )
+    return replace(evaluation, figure_paths=figure_paths, report_path=folder / PAGE)
+
+
+def write_page(
+    folder: Path,
+    answers: Answers,
+    measures: Measures,
+    *,
+    pictures: NDArray[np.uint8] | None,
+    card: Mapping[str, Mapping[str, str]],
+    title: str,
+    augmented: NDArray[np.uint8] | None = None,
+    history: History = (),
+    monitor: str = "accuracy",
+    qualification: Qualification | None = None,
+) -> tuple[Path, ...]:
+    """Write `report.html` and its figures, and return the paths of the figures; arguments are those of `report`."""
     galleries = {} if pictures is None else _galleries(answers, pictures)
     varied = None if augmented is None else shrink(augmented[:NUM_PICTURES])
     drawn = _draw(answers, history, monitor, galleries, varied)
@@ -119,7 +149,7 @@ def report(
         num_pictures=len(answers.ids),
         classes=answers.classes,
         scored=answers.scored,
-        qualification=qualification if bounds else None,
+        qualification=qualification,
         summary=findings.summary(answers),
         metrics=findings.metric_rows(answers, measures, monitor),
         decision=findings.decision_rows(answers, measures),
@@ -128,11 +158,23 @@ def report(
         galleries=galleries,
         augmented=[] if varied is None else [data_uri(picture) for picture in varied],
     )
-    report_path = folder / "report.html"
-    with replacing(report_path) as partial:
+    with replacing(folder / PAGE) as partial:
         partial.write_text(content, encoding="utf-8")
-    figure_paths = tuple(folder / f"{name}.png" for name, drawing in drawings.items() if drawing)
-    return replace(evaluation, figure_paths=figure_paths, report_path=report_path)
+    return tuple(folder / f"{name}.png" for name, drawing in drawings.items() if drawing)
+
+
+def write_numbers(path: Path, numbers: Mapping[str, Any]) -> None:
+    """Write numbers as JSON, which has no nan: it is null there."""
+
+    def defined(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: defined(each) for key, each in value.items()}
+        if isinstance(value, tuple):
+            return [defined(each) for each in value]
+        return None if math.isnan(value) else value
+
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(defined(numbers), indent=2) + "\n", encoding="utf-8")
 
 
 def _galleries(answers: Answers, pictures: NDArray[np.uint8]) -> dict[str, Gallery]:
@@ -181,17 +223,3 @@ def _saved(figure: Figure | None, path: Path) -> Drawing | None:
         return None
     figures.save(figure, path)
     return Drawing.of(figure, path)
-
-
-def _write_metrics(path: Path, measures: Measures) -> None:
-    """Write every number; JSON has no nan, which is null there."""
-
-    def defined(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: defined(each) for key, each in value.items()}
-        if isinstance(value, tuple):
-            return [defined(each) for each in value]
-        return None if math.isnan(value) else value
-
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(defined(asdict(measures)), indent=2) + "\n", encoding="utf-8")

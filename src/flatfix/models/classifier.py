@@ -204,7 +204,7 @@ def load_checkpoint(path: Path) -> Classifier:
     values = weights.stored_spec(content)
     if values is None:
         raise UserError(f"checkpoint={path}: not a checkpoint of Flatfix")
-    prefix = "classifier."
+    prefix = weights.CLASSIFIER
     state = {
         name.removeprefix(prefix): value for name, value in content["state_dict"].items() if name.startswith(prefix)
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from flatfix.errors import UserError
 
 PREFIXES = ("module.", "model.", "classifier.", "backbone.")
+CLASSIFIER = "classifier."  # what a checkpoint of training calls the classifier
+SPEC = "flatfix.spec"  # in the metadata of safetensors, where values are text
 HEADS = ("head.", "fc.", "classifier.", "_fc.")
 # How a file of torch.save begins: as a zip archive, or with a pickled number, as it did before torch 1.6.
 WRITTEN_BY_TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
@@ -74,7 +79,7 @@ def read(path: Path, option: str) -> Mapping[str, Any]:
     if not is_safetensors and not start.startswith(WRITTEN_BY_TORCH):
         raise UserError(f"{fault}: torch.save did not write it, {looks}")
     try:
-        content = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
+        content = _read_safetensors(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{fault}: it holds objects, which could run code, or is damaged. Save its state_dict alone."
@@ -90,6 +95,21 @@ def stored_spec(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return the plain values of the classifier whose checkpoint `content` is, or None when it is not one of ours."""
     spec = content.get("hyper_parameters")
     return spec if isinstance(spec, Mapping) and "classes" in spec else None
+
+
+def save(path: Path, state: Mapping[str, Tensor], spec: Mapping[str, Any]) -> None:
+    """Write the state of a classifier and its plain values as safetensors, which `read` gives as a checkpoint's."""
+    tensors = {
+        f"{CLASSIFIER}{name}": tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
+    }
+    path.write_bytes(serialize(tensors, {SPEC: json.dumps(spec)}))  # save_file lets nobody else read the file
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    with safe_open(path, "pt") as file:
+        spec = (file.metadata() or {}).get(SPEC)
+    tensors = load_file(path)
+    return {"state_dict": tensors, "hyper_parameters": json.loads(spec)} if spec else tensors
 
 
 def _strip(name: str) -> str:

@@ -30,6 +30,7 @@ _MLFLOW_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # one line a file, where there is no terminal
 }
 
 
@@ -66,7 +67,7 @@ def connect(uri: str) -> MlflowClient:
 
     MLflow's global tracking URI is neither read nor set.
     """
-    _tame_mlflow()
+    tame_mlflow()
     from mlflow.tracking import MlflowClient
 
     return MlflowClient(uri)
@@ -75,7 +76,7 @@ def connect(uri: str) -> MlflowClient:
 @contextmanager
 def told_as_user_error(uri: str) -> Iterator[None]:
     """Turn the errors that tell why MLflow at `uri` cannot be used into one that tells the user what to do."""
-    _tame_mlflow()
+    tame_mlflow()
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -117,7 +118,8 @@ def in_one_line(error: BaseException) -> str:
     return (message.strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def _tame_mlflow() -> None:
+def tame_mlflow() -> None:
+    """Import MLflow so that it hears of a lost server soon and prints nothing less than a warning."""
     for name, value in _MLFLOW_DEFAULTS.items():
         os.environ.setdefault(name, value)
     import mlflow  # noqa: F401  (it sets the level of its loggers, back to INFO, when it is imported)

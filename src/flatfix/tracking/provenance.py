@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from flatfix.machine import cpu_name
+
 MAX_DIFF_CHARS = 5_000_000
 GIT_TIMEOUT_S = 10
 
@@ -55,7 +57,7 @@ class Provenance:
             python=platform.python_version(),
             platform=platform.platform(),
             hostname=platform.node(),
-            cpu=_cpu(),
+            cpu=cpu_name(),
             num_cpus=os.cpu_count(),
             gpus=_gpus(),
         )
@@ -91,16 +93,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _cpu() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:  # not Linux
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _gpus() -> tuple[str, ...]:

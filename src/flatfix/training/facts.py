@@ -28,10 +28,10 @@ PACKAGES = (
 )
 
 
-def log_facts(run: Run, cfg: Mapping[str, Any], manifest: Manifest) -> None:
-    """Log the named parameters, the flattened config, the config files and the state of the code."""
+def log_facts(run: Run, cfg: Mapping[str, Any], manifest: Manifest) -> str:
+    """Log the named parameters, the flattened config, the config files and the state of the code; return its commit."""
     uri = cfg["tracking"]["uri"]
-    cfg = {**cfg, "tracking": {**cfg["tracking"], "uri": redact(uri)}}
+    cfg = without_password(cfg)
     early_stopping = cfg["callbacks"]["early_stopping"]
     named = {
         "model_name": cfg["model"]["name"],
@@ -55,9 +55,16 @@ def log_facts(run: Run, cfg: Mapping[str, Any], manifest: Manifest) -> None:
         run.log_text(overrides.read_text(encoding="utf-8").replace(uri, redact(uri)), "config/overrides.yaml")
     provenance = Provenance.collect(Path(flatfix.__file__).parent, PACKAGES)
     run.log_dict(provenance.summary(), "code/provenance.json")
-    run.set_tags({"git_commit": provenance.commit or "unknown", "git_dirty": str(provenance.is_dirty).lower()})
+    commit = provenance.commit or "unknown"
+    run.set_tags({"git_commit": commit, "git_dirty": str(provenance.is_dirty).lower()})
     if provenance.diff:
         run.log_text(provenance.diff, "code/uncommitted.diff")
+    return commit
+
+
+def without_password(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config as it may be shown."""
+    return {**cfg, "tracking": {**cfg["tracking"], "uri": redact(cfg["tracking"]["uri"])}}
 
 
 def card(

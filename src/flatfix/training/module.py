@@ -92,8 +92,9 @@ class TrainingModule(L.LightningModule):
         self.val_accumulator.update(self._logits(batch.inputs), batch.labels, batch.indices)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect the predictions of one test batch."""
-        self.test_accumulator.update(self._logits(batch.inputs), batch.labels, batch.indices)
+        """Collect the predictions of one test batch, in the float32 in which the model will be served."""
+        with torch.autocast(self.device.type, enabled=False):
+            self.test_accumulator.update(self._logits(batch.inputs), batch.labels, batch.indices)
 
     def on_train_epoch_start(self) -> None:
         """Start the clock."""

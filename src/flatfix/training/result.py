@@ -12,7 +12,8 @@ from flatfix.evaluation.qualification import Qualification
 class RunResult:
     """Tell how a run ended, in plain values.
 
-    `validation` and `test` hold the metrics of the checkpoint that counts; `best_epoch` counts from 0, -1 for none.
+    `validation` and `test` hold the metrics of the checkpoint that counts; `best_epoch` counts from 0, -1 for none;
+    `package` is the folder of the model package of a run that qualified.
     """
 
     run_id: str
@@ -25,3 +26,4 @@ class RunResult:
     validation: dict[str, float] = field(default_factory=dict)
     test: dict[str, float] = field(default_factory=dict)
     qualification: Qualification | None = None
+    package: str | None = None

@@ -6,6 +6,7 @@ import logging
 import traceback
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,8 @@ from lightning.pytorch.profilers import SimpleProfiler
 from numpy.typing import NDArray
 
 from flatfix.config.exit_codes import ExitCode
-from flatfix.console import say
+from flatfix.config.text import to_yaml
+from flatfix.console import complain, say
 from flatfix.data.cache import Examples, counts, decoded, sample
 from flatfix.data.datamodule import ImageDataModule, generator
 from flatfix.data.publish import resolve
@@ -27,10 +29,13 @@ from flatfix.data.version import DatasetVersion, is_held
 from flatfix.errors import UserError, one_of
 from flatfix.evaluation import threshold
 from flatfix.evaluation.metrics import METRICS
+from flatfix.evaluation.predictions import Predictions
 from flatfix.evaluation.report import Evaluation, report
 from flatfix.inference.decision import Decision
 from flatfix.models import classifier as classifiers
 from flatfix.models.classifier import Classifier
+from flatfix.models.export import Facts
+from flatfix.registry.register import PACKAGE, register
 from flatfix.tracking.connection import preflight, redact
 from flatfix.tracking.run import Run, Status
 from flatfix.training import precision as precisions
@@ -38,18 +43,48 @@ from flatfix.training import summary
 from flatfix.training.augment import Augment, Identity
 from flatfix.training.callbacks import BestEpoch, EarlyStopping, EpochProgress, OverfitBelow
 from flatfix.training.checkpoint_io import AtomicCheckpointIO
-from flatfix.training.facts import card, log_facts, optimizer_name
+from flatfix.training.facts import card, log_facts, optimizer_name, without_password
 from flatfix.training.features import cached_features
 from flatfix.training.interruption import Interrupted, interruptible
 from flatfix.training.judge import judge
 from flatfix.training.logger import RunLogger
 from flatfix.training.losses import Loss, loss_of
 from flatfix.training.module import TrainingModule
+from flatfix.training.packaging import package
 from flatfix.training.plan import Plan, make_plan
 from flatfix.training.result import RunResult
 
 Config = Mapping[str, Any]
 NUM_AUGMENTED = 24  # pictures in the report
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What a run has before it trains."""
+
+    cfg: Config
+    plan: Plan
+    version: DatasetVersion
+    positive: int | None
+    run: Run
+    git_commit: str
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.cfg["paths"]["run"])
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What a run has once it has trained."""
+
+    trainer: L.Trainer
+    module: TrainingModule
+    best: BestEpoch
+    overfit: OverfitBelow | None
+    pictures: Mapping[str, Examples]
+    examples: Mapping[str, Examples]  # the pictures, or their features where the backbone is frozen
+    about: Mapping[str, Mapping[str, str]]
 
 
 def train(cfg: Config) -> RunResult:
@@ -76,8 +111,9 @@ def train(cfg: Config) -> RunResult:
                 tuple(version.manifest.splits["train"].values())
             )  # class weights are refused before the run begins
             run = _start(cfg, version, experiment_id)
-            log_facts(run, cfg, version.manifest)
-            result = _train(cfg, plan, version, positive, run)
+            setting = _Setting(cfg, plan, version, positive, run, log_facts(run, cfg, version.manifest))
+            fit = _fit(setting)
+            result = _overfit_result(setting, fit.trainer, fit.overfit) if fit.overfit else _conclude(setting, fit)
     except Interrupted as interruption:
         return _interrupted(cfg, run, str(interruption))
     except Exception as error:
@@ -86,6 +122,8 @@ def train(cfg: Config) -> RunResult:
             _end(run, "FAILED", f"{type(error).__name__}: {error}")
         raise
     _end(run, "FINISHED")
+    if result.package:
+        _register(cfg, run)
     return result
 
 
@@ -137,7 +175,8 @@ def _start(cfg: Config, version: DatasetVersion, experiment_id: str) -> Run:
         tracking["uri"],
         experiment_id,
         name=tracking["run_name"] or f"{version.manifest.name} {cfg['model']['name']} {optimizer}",
-        tags={str(key): str(value) for key, value in tracking["tags"].items()},
+        tags={str(key): str(value) for key, value in tracking["tags"].items()}
+        | ({"sweep": cfg["sweep"]["id"]} if cfg["sweep"]["id"] else {}),
         buffer_dir=Path(cfg["paths"]["run"]),
         system_metrics=tracking["system_metrics"],
     )
@@ -159,19 +198,19 @@ def _end(run: Run, status: Status, reason: str | None = None) -> None:
         say(unsent)
 
 
-def _train(cfg: Config, plan: Plan, version: DatasetVersion, positive: int | None, run: Run) -> RunResult:
-    folder = Path(cfg["paths"]["run"])
+def _fit(setting: _Setting) -> _Fit:
+    cfg, plan, version, run = setting.cfg, setting.plan, setting.version, setting.run
     L.seed_everything(cfg["seed"], workers=True, verbose=False)
-    examples = _examples(cfg, plan, version)
-    pictures, train = examples, examples["train"]
-    threshold.check(cfg["decision"], len(version.manifest.classes), examples["val"].labels)
+    pictures = _examples(cfg, plan, version)
+    train = pictures["train"]
+    threshold.check(cfg["decision"], len(version.manifest.classes), pictures["val"].labels)
     loss = loss_of(plan.loss, train.labels, train.targets, len(version.manifest.classes))
     classifier, origin = _classifier(cfg, version)
     say(f"model: {origin}")
     precision, why = precisions.choose(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
     say(f"precision: {precision} ({why})")
     checkpoint = ModelCheckpoint(
-        dirpath=folder / "checkpoints",
+        dirpath=setting.folder / "checkpoints",
         filename="best",
         monitor=f"val/{cfg['monitor']}",
         mode=METRICS[cfg["monitor"]],
@@ -181,59 +220,98 @@ def _train(cfg: Config, plan: Plan, version: DatasetVersion, positive: int | Non
     overfit = OverfitBelow(cfg["trainer"]["overfit_below"]) if cfg["trainer"]["overfit_below"] else None
     profiler = SimpleProfiler() if cfg["trainer"]["profile"] else None
     callbacks: list[Callback] = (
-        [overfit] if overfit else [checkpoint, _last_checkpoint(folder), best, *_early_stopping(cfg)]
+        [overfit] if overfit else [checkpoint, _last_checkpoint(setting.folder), best, *_early_stopping(cfg)]
     )
     trainer = _trainer(cfg, precision, run, callbacks, profiler)
+    examples = pictures
     if cfg["model"]["freeze"] == "backbone":
-        examples = _features(cfg, plan, version, classifier, examples, precision, trainer)
-    module = _module(cfg, plan, classifier, loss, positive, is_varied=overfit is None)
+        examples = _features(cfg, plan, version, classifier, pictures, precision, trainer)
+    module = _module(cfg, plan, classifier, loss, setting.positive, is_varied=overfit is None)
     trainer.fit(module, datamodule=_data(cfg, examples))
     if profiler:
         summary.print_profile(profiler.recorded_durations)
-    if overfit:
-        return _overfit_result(run, folder, trainer, overfit)
+    about = card(cfg, version.manifest, pictures, run.run_id, origin, f"{precision} ({why})", best.epoch)
+    return _Fit(trainer, module, best, overfit, pictures, examples, about)
 
-    classes = version.manifest.classes
-    best_path, batch_size = Path(checkpoint.best_model_path), cfg["dataset"]["batch_size"]
+
+def _conclude(setting: _Setting, fit: _Fit) -> RunResult:
+    """Judge the checkpoint that counts, report, and make the package of a run that qualifies."""
+    cfg, manifest, run = setting.cfg, setting.version.manifest, setting.run
+    checkpoint = Path(fit.best.checkpoint.best_model_path)
     decision, validation, test = judge(
-        trainer,
-        module,
-        best_path,
-        examples,
-        classes=classes,
-        positive=positive,
-        batch_size=batch_size,
+        fit.trainer,
+        fit.module,
+        checkpoint,
+        fit.examples,
+        classes=manifest.classes,
+        positive=setting.positive,
+        batch_size=cfg["dataset"]["batch_size"],
         options=cfg["decision"],
     )
     evaluation = report(
-        folder / "evaluation",
+        setting.folder / "evaluation",
         validation=validation,
         test=test,
         decision=decision,
-        pictures=cast("NDArray[np.uint8]", pictures["test"].inputs),  # or what stands for them
-        augmented=_augmented(plan.augment, pictures["train"], cfg["seed"]),
+        pictures=cast("NDArray[np.uint8]", fit.pictures["test"].inputs),  # or what stands for them
+        augmented=_augmented(setting.plan.augment, fit.pictures["train"], cfg["seed"]),
         history=[{"epoch": epoch, **row} for epoch, row in run.history().items()],
-        card=card(cfg, version.manifest, pictures, run.run_id, origin, f"{precision} ({why})", best.epoch),
-        title=f"{version.manifest.name} {version.manifest.version}: {cfg['model']['name']}",
+        card=fit.about,
+        title=f"{manifest.name} {manifest.version}: {cfg['model']['name']}",
         monitor=cfg["monitor"],
-        bounds=plan.bounds,
+        bounds=setting.plan.bounds,
         draw=cfg["report"],
     )
-    _log_outcome(run, best.epoch, decision, evaluation, best_path)
+    _log_outcome(run, fit.best.epoch, decision, evaluation, checkpoint)
+    package = _package(setting, fit, checkpoint, validation, evaluation)
     result = RunResult(
         run_id=run.run_id,
-        folder=str(folder),
+        folder=str(setting.folder),
         status="FINISHED",
         exit_code=ExitCode.DONE,
-        checkpoint=str(best_path),
-        best_epoch=best.epoch,
-        num_epochs=trainer.current_epoch,
+        checkpoint=str(checkpoint),
+        best_epoch=fit.best.epoch,
+        num_epochs=fit.trainer.current_epoch,
         validation=evaluation.validation_metrics,
         test=evaluation.metrics,
         qualification=evaluation.qualification,
+        package=str(package) if package else None,
     )
     summary.print_result(result, evaluation, decision, redact(cfg["tracking"]["uri"]))
     return result
+
+
+def _package(
+    setting: _Setting, fit: _Fit, checkpoint: Path, validation: Predictions, evaluation: Evaluation
+) -> Path | None:
+    """Make the package of a run that qualifies, and log it; return where it is."""
+    if not evaluation.qualification.is_qualified:
+        return None
+    manifest = setting.version.manifest
+    facts = Facts(
+        dataset={"name": manifest.name, "version": manifest.version, "digest": manifest.digest},
+        validation=evaluation.validation_metrics,
+        test=evaluation.metrics,
+        qualification=evaluation.qualification.reason,
+        run_id=setting.run.run_id,
+        git_commit=setting.git_commit,
+    )
+    folder = setting.folder / PACKAGE
+    package(checkpoint, folder, fit.pictures, validation, facts=facts, config=to_yaml(without_password(setting.cfg)))
+    setting.run.log_artifact(folder)
+    return folder
+
+
+def _register(cfg: Config, run: Run) -> None:
+    """Make a candidate of a run that qualified; of a multirun, whose end chooses, only where all are to become one."""
+    if not cfg["registry"]["register"] or (cfg["sweep"]["id"] and cfg["sweep"]["register"] != "all"):
+        return
+    try:
+        registration = register(cfg["tracking"]["uri"], run.run_id, cfg["registry"]["name"])
+    except UserError as error:  # the run is done and kept: only its registration waits
+        complain(f"not registered: {error}\nLater: python promote.py action=register run_id={run.run_id}")
+        return
+    say(registration.describe())
 
 
 def _module(
@@ -350,7 +428,10 @@ def _features(
     precision: str,
     trainer: L.Trainer,
 ) -> dict[str, Examples]:
-    """Replace pictures by the features of the frozen backbone; only training pictures have augmented views."""
+    """Replace pictures by the features of the frozen backbone; only training pictures have augmented views.
+
+    Those that choose and judge the model are made in float32, as in serving.
+    """
     num_views = 0 if cfg["trainer"]["overfit_below"] else cfg["model"]["cached_views"]
     return {
         split: cached_features(
@@ -359,7 +440,7 @@ def _features(
             digest=version.manifest.digest,
             cache_dir=Path(cfg["paths"]["cache"]),
             device=trainer.strategy.root_device,
-            precision=precision,
+            precision=precision if split == "train" else "32-true",
             augment=plan.augment,
             num_views=num_views if split == "train" else 0,
             recipe=cfg["augment"],
@@ -398,13 +479,14 @@ def _log_outcome(
     run.log_artifact(checkpoint, "checkpoints")
 
 
-def _overfit_result(run: Run, folder: Path, trainer: L.Trainer, overfit: OverfitBelow) -> RunResult:
+def _overfit_result(setting: _Setting, trainer: L.Trainer, overfit: OverfitBelow) -> RunResult:
+    run = setting.run
     verdict = f"loss {overfit.last_loss:.4f} on one batch after {trainer.current_epoch} steps"
     run.set_tags({"qualified": "false", "qualification": f"one-batch test: {verdict}"})
     say(f"overfit: {'yes' if overfit.has_succeeded else 'no'}, {verdict} (asked for < {overfit.loss})")
     return RunResult(
         run_id=run.run_id,
-        folder=str(folder),
+        folder=str(setting.folder),
         status="FINISHED",
         exit_code=ExitCode.DONE if overfit.has_succeeded else ExitCode.NO,
         num_epochs=trainer.current_epoch,
@@ -413,7 +495,7 @@ def _overfit_result(run: Run, folder: Path, trainer: L.Trainer, overfit: Overfit
 
 def _quieten() -> None:
     """Keep lines that nobody can act on off the screen."""
-    for name in ("lightning.pytorch", "lightning.fabric", "matplotlib", "botocore"):
+    for name in ("lightning.pytorch", "lightning.fabric", "matplotlib", "botocore", "onnx_ir", "onnxscript"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*LeafSpec.* is deprecated",  # Lightning 2.6 on torch 2.15

@@ -73,12 +73,6 @@ def test_help_names_every_group_and_every_option_of_every_choice(tmp_path: Path,
     assert not list(tmp_path.iterdir())
 
 
-def test_help_of_a_command_without_groups_speaks_of_none(tmp_path: Path) -> None:
-    said = run(tmp_path, "predict.py", "--help").stdout
-    assert "  checkpoint=???  " in said
-    assert "A name with a colon" not in said
-
-
 def test_help_tells_what_another_choice_brings(tmp_path: Path) -> None:
     said = run(tmp_path, "train.py", "--help").stdout
     for line in (

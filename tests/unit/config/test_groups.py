@@ -8,11 +8,17 @@ import pytest
 from omegaconf import OmegaConf
 
 from flatfix.config.groups import Group, read_entry, settings
-from flatfix.config.options import PREDICT, PUBLISH, TRAIN
+from flatfix.config.options import EVALUATE, PREDICT, PROMOTE, PUBLISH, TRAIN
 from flatfix.config.schema import Free, Schema, Target
 from tests.helpers.compose import CONF
 
-ENTRIES: dict[str, Schema] = {"train": TRAIN, "publish": PUBLISH, "predict": PREDICT}
+ENTRIES: dict[str, Schema] = {
+    "train": TRAIN,
+    "publish": PUBLISH,
+    "predict": PREDICT,
+    "promote": PROMOTE,
+    "evaluate": EVALUATE,
+}
 TRAINING = read_entry(CONF, "train")
 GROUPS = [pytest.param(group, id=group.name) for group in TRAINING.groups]
 

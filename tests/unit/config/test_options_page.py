@@ -16,7 +16,7 @@ def test_a_default_is_told_for_each_choice_that_has_its_own() -> None:
         "| `optimizer.nesterov` | true or false | sgd: `true` |",
         "| `dataset.split.groups` | one of keep, stratify | `stratify`; others: `keep` |",
         "| `callbacks.qualify.min_accuracy` | null or a number | `null`; qualify@callbacks.qualify=elpv: `0.8`;",
-        "| `checkpoint` | a text | required |",
+        "| `input` | a text | required |",
     ):
         assert part in text
 

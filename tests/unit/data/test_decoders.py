@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flatfix.data import decoders as decoding
-from flatfix.data.decoders import Decoders, UnreadablePictureError, num_cores
+from flatfix.data.decoders import Decoders, UnreadablePictureError
 from flatfix.inference.decode import load
 from tests.helpers.images import colours, encode
 
@@ -113,13 +112,3 @@ def is_decoding(pid):
         return b"flatfix.data.decoders" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-@pytest.mark.parametrize(("quota", "expected"), [("100000 100000", 1), ("50000 100000", 1), ("max 100000", None)])
-def test_the_quota_of_a_container_bounds_the_cores(tmp_path, monkeypatch, quota, expected):
-    (tmp_path / "cpu.max").write_text(f"{quota}\n")
-    monkeypatch.setattr(decoding, "CPU_QUOTA", tmp_path / "none")
-    without = num_cores()
-    monkeypatch.setattr(decoding, "CPU_QUOTA", tmp_path / "cpu.max")
-
-    assert num_cores() == (expected or without)

@@ -9,7 +9,7 @@ from flatfix.data.publish import publish
 from flatfix.data.sources.folder import FolderSource
 from flatfix.data.splits import SplitRule
 from flatfix.data.store import LocalStore
-from flatfix.data.version import DamagedVersionError, list_versions, open_version
+from flatfix.data.version import DamagedVersionError, list_versions, open_newest, open_version
 from flatfix.errors import UserError
 from tests.helpers.images import class_folders
 
@@ -141,3 +141,9 @@ def test_a_cache_that_has_no_room_for_a_shard_is_too_small(store):
 
     with pytest.raises(UserError, match=r"dataset\.cache_gigabytes: too small, shard-00000\.tar"):
         version.open_shard("shard-00000.tar")
+
+
+def test_the_newest_version_is_the_one_that_was_published_last(store):
+    assert open_newest(store, "pets").manifest.version == "v2"
+    with pytest.raises(UserError, match=r"dataset\.name=pet: .* holds pets, tires\. Did you mean 'pets'"):
+        open_newest(store, "pet")

@@ -75,6 +75,14 @@ def test_metrics_of_many_classes_say_that_they_are_means() -> None:
     ]
 
 
+def test_without_validation_nothing_is_said_of_it() -> None:
+    alone = measure(OF_TWO)
+    beside = measure(OF_TWO, OF_TWO)
+    assert {row.validation for row in metric_rows(OF_TWO, alone, "accuracy")} == {None}
+    recall = dict(decision_rows(OF_TWO, alone))["Recall at the threshold"]
+    assert dict(decision_rows(OF_TWO, beside))["Recall at the threshold"] == f"{recall}; on validation 88.9\u00a0%"
+
+
 def test_intervals_hold_the_value_and_their_unit_once() -> None:
     test = answers(2)
     for row in metric_rows(test, measure(test, test), "accuracy"):

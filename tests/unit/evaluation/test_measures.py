@@ -28,6 +28,17 @@ def test_every_number_is_that_of_the_classes_as_decided(num_classes: int) -> Non
     )
 
 
+def test_pictures_that_judge_are_measured_without_those_that_chose() -> None:
+    test = answers(2)
+    alone, beside = measure(test), measure(test, answers(2, seed=1))
+    assert alone.validation == {}
+    assert (alone.test, alone.intervals, alone.calibration_error) == (
+        beside.test,
+        beside.intervals,
+        beside.calibration_error,
+    )
+
+
 def test_a_share_without_an_exception_still_has_an_interval() -> None:
     test = answers_of([0] * 30 + [1] * 20, [0.1] * 30 + [0.9] * 20)
     intervals = measure(test, test).intervals

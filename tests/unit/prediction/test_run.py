@@ -16,7 +16,8 @@ from flatfix.data.unlabelled import find_pictures
 from flatfix.errors import UserError
 from flatfix.inference.decision import Decision
 from flatfix.models.classifier import Classifier, ClassifierSpec
-from flatfix.prediction.run import Outcome, describe, predict, run
+from flatfix.prediction.checkpoint import model_of
+from flatfix.prediction.run import Outcome, predict, run
 from tests.helpers.images import colours, encode
 from tests.helpers.models import make_classifier, save_checkpoint
 
@@ -66,10 +67,12 @@ def expected_probabilities(classifier: Classifier, folder: Path, temperature: fl
     return np.array(probabilities)
 
 
-def rows_of(classifier: Classifier, source: Path, **changes: Any) -> tuple[Rows, Outcome]:
+def rows_of(
+    classifier: Classifier, source: Path, batch_size: int = 8, device: torch.device = CPU
+) -> tuple[Rows, Outcome]:
     output = source.parent / "out.parquet"
-    settings = {"batch_size": 8, "device": CPU, **changes}
-    outcome = predict(classifier, find_pictures(str(source)), output, **settings)
+    model = model_of(classifier, device, "checkpoint=tiny.ckpt")
+    outcome = predict(model, find_pictures(str(source)), output, batch_size=batch_size)
     return [tuple(row.values()) for row in pq.read_table(output).to_pylist()], outcome
 
 
@@ -153,7 +156,7 @@ def test_where_nothing_can_be_read_the_output_of_before_stays(classifier: Classi
 
 def test_a_model_that_diverged_is_refused(classifier: Classifier, folder: Path) -> None:
     torch.nn.init.constant_(classifier.head.bias, float("nan"))
-    with pytest.raises(UserError, match="predicts nan"):
+    with pytest.raises(UserError, match=r"checkpoint=tiny\.ckpt: the model predicts nan"):
         rows_of(classifier, folder)
 
 
@@ -177,13 +180,19 @@ def test_no_more_than_a_few_batches_are_in_memory_at_a_time(tmp_path: Path) -> N
     assert peak_bytes < num_pictures * picture_bytes / 4
 
 
-def config(folder: Path, **changes: str) -> dict[str, Any]:
+def config(folder: Path, **changes: Any) -> dict[str, Any]:
     return {
         "checkpoint": str(folder.parent / "tiny.ckpt"),
+        "alias": None,
         "input": str(folder),
         "output": str(folder.parent / "out.csv"),
         "batch_size": 8,
         "accelerator": "cpu",
+        "runtime": "auto",
+        "precision": "auto",
+        "registry": {"name": None},
+        "tracking": {"uri": f"sqlite:///{folder.parent}/mlflow.db"},
+        "paths": {"cache": str(folder.parent / "cache")},
         **changes,
     }
 
@@ -199,10 +208,15 @@ def config(folder: Path, **changes: str) -> dict[str, Any]:
         ({"checkpoint": "list.csv"}, r"checkpoint=list\.csv: cannot be read as weights"),
         ({"checkpoint": "other.ckpt"}, r"checkpoint=other\.ckpt: not a checkpoint of Flatfix"),
         ({"input": "gone"}, "input=gone: no such file or folder"),
+        ({"checkpoint": None}, r"checkpoint, alias: give one of them\. alias=production is the registered model"),
+        ({"alias": "production"}, "checkpoint, alias: give one of them"),
+        ({"runtime": "openvino"}, r"runtime=openvino: only alias reads it\. Leave it out"),
+        ({"registry": {"name": "tires"}}, r"registry\.name=tires: only alias reads it"),
+        ({"checkpoint": None, "alias": "production"}, "accelerator=cpu: only checkpoint reads it"),
     ],
 )
 def test_what_cannot_work_is_refused_and_writes_nothing(
-    classifier: Classifier, folder: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], message: str
+    classifier: Classifier, folder: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
 ) -> None:
     monkeypatch.chdir(folder.parent)
     save_checkpoint(classifier, Path("tiny.ckpt"))
@@ -228,8 +242,9 @@ def test_a_gpu_predicts_what_a_cpu_predicts(classifier: Classifier, folder: Path
     np.testing.assert_allclose([row[2] for row in rows], [row[2] for row in expected], atol=1e-2)
 
 
-def test_a_classifier_is_described_with_its_decision(classifier: Classifier) -> None:
-    assert describe(classifier.spec) == "cnn, 2 classes, 32 px"
+def test_a_model_is_described_with_its_decision(classifier: Classifier) -> None:
+    assert model_of(classifier, CPU, "checkpoint=a").describe() == "checkpoint=a (cnn, 2 classes, 32 px)"
     decision = Decision(positive=1, threshold=0.30864, review=(0.2, 0.4))
-    described = describe(decided(classifier, decision).spec)
-    assert described == "cnn, 2 classes, 32 px, defective from probability 0.3086 on, review from 0.2 to 0.4"
+    assert model_of(decided(classifier, decision), CPU, "checkpoint=a").describe() == (
+        "checkpoint=a (cnn, 2 classes, 32 px, defective from probability 0.3086 on, review from 0.2 to 0.4)"
+    )

@@ -1,0 +1,160 @@
+"""The package of a version: as MLflow keeps it, and fetched from there."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import numpy as np
+
+from flatfix.console import say
+from flatfix.errors import UserError
+from flatfix.files import filling
+from flatfix.inference.card import Card
+from flatfix.inference.package import CARD, MODEL, DamagedPackageError, Package, open_package
+from flatfix.registry.versions import Version
+from flatfix.tracking.connection import tame_mlflow
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+    from mlflow.tracking import MlflowClient
+
+REQUIREMENTS = ("mlflow", "onnx", "onnxruntime")  # of whoever loads a package with MLflow alone
+MAX_NAME_CHARS = 40  # of a folder's name, which must not be too long for a disk
+
+
+def as_mlflow_model(package: Package, folder: Path) -> Package:
+    """Write a package as a model of MLflow's ONNX flavour, which `mlflow.pyfunc` loads without Flatfix.
+
+    Args:
+        package: what is written, byte by byte, beside MLflow's own files.
+        folder: which must not exist or be empty; it appears whole or not at all.
+    """
+    tame_mlflow()
+    import mlflow.onnx
+    import onnx
+
+    with filling(folder) as draft:
+        mlflow.onnx.save_model(
+            onnx.load(package.path(MODEL)),
+            str(draft),
+            signature=_signature(package.card),
+            input_example={"images": package.reference().images[:1]},
+            metadata=_facts(package),
+            onnx_execution_providers=["CPUExecutionProvider"],
+            pip_requirements=[f"{name}=={metadata.version(name)}" for name in REQUIREMENTS],
+            extra_files=[str(package.path(name)) for name in (CARD, *package.card.files) if name != MODEL],
+            save_as_external_data=False,
+        )
+        shutil.copyfile(package.path(MODEL), draft / MODEL)  # MLflow wrote it anew, perhaps in other bytes
+    return open_package(folder)
+
+
+def fetch_package(client: MlflowClient, version: Version, cache_dir: Path) -> Package:
+    """Return the package of a registered version; every call checks every file.
+
+    What is not on this machine's disks is fetched once, into `cache_dir/packages`, for all its processes. Files that
+    were damaged there are fetched again.
+
+    Raises:
+        DamagedPackageError: when files are missing or changed where MLflow keeps them.
+        UserError: when MLflow's artifacts cannot be read, or another Flatfix made the package.
+    """
+    local = _local_folder(version.source)
+    try:
+        package = _cached(client, version, cache_dir) if local is None else open_package(local)
+    except DamagedPackageError as error:
+        raise DamagedPackageError(f"{_title(version)}: {error}. {_advice(version)}") from error
+    except UserError as error:
+        raise UserError(f"{_title(version)}: {error}") from error
+    if package.digest != version.tags.get("package_digest", package.digest):
+        raise DamagedPackageError(
+            f"{_title(version)}: {version.source} holds another package than was registered. {_advice(version)}"
+        )
+    return package
+
+
+def _signature(card: Card) -> ModelSignature:
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    pixels, floats = np.dtype(np.uint8), np.dtype(np.float32)
+    logits = TensorSpec(floats, (-1, len(card.classes)), "logits")
+    features = TensorSpec(floats, (-1, card.num_features), "features")
+    images = TensorSpec(pixels, (-1, card.image_size, card.image_size, 3), "images")
+    return ModelSignature(Schema([images]), Schema([logits, features]))
+
+
+def _facts(package: Package) -> dict[str, Any]:
+    card = package.card
+    return {
+        "model_name": card.model_name,
+        "classes": list(card.classes),
+        "image_size": card.image_size,
+        "resize": card.resize,
+        **{f"dataset_{key}": value for key, value in card.dataset.items()},
+        "run_id": card.run_id,
+        "package_digest": package.digest,
+    }
+
+
+def _local_folder(source: str) -> Path | None:
+    """Return the folder that the address of artifacts names, or None where it is not one of this machine."""
+    parts = urlsplit(source)
+    if parts.scheme == "file":
+        return Path(url2pathname(parts.path))
+    return None if parts.scheme else Path(source)
+
+
+def _cached(client: MlflowClient, version: Version, cache_dir: Path) -> Package:
+    key = hashlib.sha256(version.source.encode()).hexdigest()[:16]
+    folder = cache_dir / "packages" / f"{version.name[:MAX_NAME_CHARS]}-{version.number}-{key}"
+    with _lock(folder):
+        if folder.is_dir():
+            try:
+                return open_package(folder)
+            except DamagedPackageError:
+                say(f"{folder}: damaged, fetched again")
+                shutil.rmtree(folder)
+        _download(client, version, folder)
+        return open_package(folder)
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Keep other threads and processes from what is to become `folder`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _download(client: MlflowClient, version: Version, folder: Path) -> None:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    with filling(folder) as draft:
+        try:
+            repository = get_artifact_repository(version.source, tracking_uri=client.tracking_uri)
+            repository.download_artifacts("", str(draft))
+        except Exception as error:  # whatever an artifact store raises
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"its package cannot be fetched from {version.source} ({reason}). Start or repair "
+                "what keeps MLflow's artifacts, or give this machine access to it."
+            ) from error
+
+
+def _title(version: Version) -> str:
+    return f"version {version.number} of {version.name}"
+
+
+def _advice(version: Version) -> str:
+    return f"Restore the artifacts of run {version.run_id}, or use another version."

@@ -1,0 +1,1 @@
+"""Many runs by one command: what begins and ends a multirun."""

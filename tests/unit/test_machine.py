@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import pytest
+
+from flatfix import machine
+from flatfix.machine import cpu_name, num_cores
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("100000 100000", 1), ("50000 100000", 1), ("max 100000", None)])
+def test_the_quota_of_a_container_bounds_the_cores(tmp_path, monkeypatch, quota, expected):
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr(machine, "CPU_QUOTA", tmp_path / "none")
+    without = num_cores()
+    monkeypatch.setattr(machine, "CPU_QUOTA", tmp_path / "cpu.max")
+
+    assert num_cores() == (expected or without)
+
+
+def test_the_processor_has_a_name():
+    assert cpu_name().strip()
