@@ -33,9 +33,10 @@ train: $(VENV)/.has-$(TRAIN) ## Train on the demonstration pictures (ARGS="model
 s3: $(VENV)/.has-$(TEST) ## Run a small S3 server for development, with its files in outputs/s3, until Ctrl-C
 	@$(PY) -m tests.helpers.s3_server
 
-# Each process has one thread (tests/conftest.py). The slow tier runs alone and may have all cores.
+# Each process has one thread (tests/conftest.py), and takes file after file in their order, of which those that take
+# longest come first. The slow tier runs alone and may have all cores.
 test: lint ## Run lint, then the default tests in parallel (ARGS="-k data")
-	$(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Servers that no wheel brings are named in .ci/apt.txt: sudo apt-get install --yes $$(cat .ci/apt.txt)
 test-service: $(VENV)/.has-$(TEST) ## Run the tests that talk to real servers, which they start

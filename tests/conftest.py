@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 
 import pytest
 
@@ -12,6 +13,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # A shell starts background jobs with Ctrl-C ignored; tests of Ctrl-C must not inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the page and the figures of evaluations: what takes longest, where the answers alone matter."""
+    from flatfix.registry import evaluation
+
+    monkeypatch.setattr(evaluation, "assess", partial(evaluation.assess, draw=False))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

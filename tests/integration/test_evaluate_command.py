@@ -138,6 +138,7 @@ def test_a_version_is_evaluated_as_it_was_when_it_was_trained_and_all_of_it_is_k
     assert num_right / NUM_TEST == pytest.approx(metrics["accuracy"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_only_a_whole_split_counts_as_an_evaluation_of_the_version(place: Place, evaluate: Evaluate) -> None:
     before = place.number_of_evaluations()
     _, said = evaluate("version=2", "limit=30", "seed=4", "tracking.experiment=looks")
@@ -156,12 +157,14 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_evaluated(evaluate: Evalua
     assert code is ExitCode.NO
     assert f"1 of 4 pictures cannot be read:\n  {tmp_path}/new/ok/001.png: not a picture" in said
     assert [Path(row["path"]).name for row in rows_of(tmp_path / "out")] == ["000.png", "002.png", "003.png"]
+    assert "1 of 4, which cannot be read" in (tmp_path / "out/report.html").read_text()
     for picture in (tmp_path / "new/ok").iterdir():
         picture.write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"new: none of 4 pictures can be read:"):
+    with pytest.raises(UserError, match=r"^data=.*new: none of 4 pictures can be read:"):
         evaluate("version=1", f"data={tmp_path}/new", "log_mlflow=false")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_evaluation_is_run_once_and_again_when_its_table_is_lost(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,6 +248,7 @@ finally:
     return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_same_pictures_have_the_same_answers_wherever_they_lie_and_whoever_asks_without_torch(
     place: Place, evaluate: Evaluate, alias: Callable[[str, int], None], tmp_path: Path
 ) -> None:

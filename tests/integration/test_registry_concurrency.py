@@ -61,12 +61,12 @@ def live(uri: str, number: int, name: str = NAME) -> Outcome:
     )
 
 
-def staged(uri: str, folder: Path, count: int) -> Registry:
+def staged(uri: str, folder: Path, count: int, name: str = NAME) -> Registry:
     """Put candidates into staging, and one more into production."""
-    registry = candidates(uri, some_runs(uri, folder, count + 1))
+    registry = candidates(uri, some_runs(uri, folder, count + 1), name)
     for version in registry.look().versions:
         to_staging(registry, lambda view, version=version: Choice(version))  # type: ignore[misc]
-    live(uri, 1)
+    live(uri, 1, name)
     return registry
 
 
@@ -237,17 +237,20 @@ def test_parameters_are_written_once_in_postgresql(postgres: PostgresServer) -> 
 
 
 @pytest.mark.service
-@pytest.mark.parametrize("fault", [Cut(0), Refuse(502)], ids=["lost answers", "a proxy that refuses"])
-def test_a_move_survives_short_outages_and_is_made_once(tmp_path: Path, fault: Cut | Refuse) -> None:
-    with MlflowServer(tmp_path / "server") as server, FaultProxy(server.ports[0]) as proxy:
-        registry = staged(server.uri, tmp_path, 2)
+@pytest.mark.parametrize(("fault", "name"), [(Cut(0), "lost answers"), (Refuse(502), "a proxy that refuses")])
+def test_a_move_survives_short_outages_and_is_made_once(
+    mlflow_server: MlflowServer, tmp_path: Path, fault: Cut | Refuse, name: str
+) -> None:
+    uri = mlflow_server.uri
+    with FaultProxy(mlflow_server.ports[0]) as proxy:
+        registry = staged(uri, tmp_path, 2, name)
         for call in ("log-parameter", "registered-models/alias", "model-versions/set-tag", "runs/get"):
             proxy.on(call, fault, times=2)
         before = len(registry.look().moves)
-        live(proxy.endpoint, 2)
+        live(proxy.endpoint, 2, name)
         assert len(proxy.faults) == 8
         assert len(registry.look().moves) == before + 1
         proxy.on("model-versions/create", fault, times=1)
-        run_id = a_run(server.uri, tmp_path)
-        made = register(proxy.endpoint, run_id)
-        assert made.version and made.version == list_versions(registry.client, NAME)[-1]
+        run_id = a_run(uri, tmp_path)
+        made = register(proxy.endpoint, run_id, name)
+        assert made.version and made.version == list_versions(registry.client, name)[-1]

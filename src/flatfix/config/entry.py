@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import signal
 import sys
@@ -112,7 +113,8 @@ def explain(error: CompactHydraException, name: str, conf: Path, schema: Schema)
         return f"{group}={choice}: no such choice. Valid: {', '.join(choices)}.{did_you_mean(choice, choices)}"
     if isinstance(error, OverrideParseException):
         name, _, value = error.override.partition("=")
-        fix = f"Quote it for the shell and for Hydra: '{name}=\"{value}\"'"
+        text = (value[1:-1] if re.fullmatch('".*"', value) else value).replace('"', r"\"")
+        fix = f"Quote it for the shell and for Hydra: '{name}=\"{text}\"'"
         return f"{error.override}: has a character that Hydra keeps for itself. {fix}"
     key = str(getattr(error.__cause__, "full_key", None) or "")
     if any(isinstance(rule, Free) and key.startswith(f"{free}.") for free, rule in schema.items()):

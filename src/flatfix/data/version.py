@@ -125,7 +125,8 @@ def open_newest(store: Store, name: str) -> DatasetVersion:
         names = sorted({manifest.name for manifest in list_versions(store)})
         raise UserError(
             f"dataset.name={name}: no version of it in the store {store.uri}, which holds "
-            f"{', '.join(names) or 'nothing yet'}.{did_you_mean(name, names)}"
+            f"{', '.join(names) or 'nothing yet'}.{did_you_mean(name, names)} "
+            "Name the store that holds it with store.uri."
         )
     return DatasetVersion(manifests[-1], store)
 

@@ -23,6 +23,10 @@ Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
 OUTPUTS = ("logits", "features")
 
 
+class UnloadableModelError(UserError):
+    """Report a model that a runtime cannot load on this machine."""
+
+
 class Pair(NamedTuple):
     """Name a runtime and the number format that it computes in."""
 
@@ -91,9 +95,16 @@ def open_runtime(model: Path, name: str, precision: str, num_threads: int | None
 
     Raises:
         UserError: when this machine does not run the pair.
+        UnloadableModelError: when it does, but not with this model.
     """
     pair, threads = check(name, precision), num_threads or num_cores()
-    return OnnxRuntime(model, threads) if pair == ONNXRUNTIME else OpenVino(model, precision, threads)
+    try:
+        return OnnxRuntime(model, threads) if pair == ONNXRUNTIME else OpenVino(model, precision, threads)
+    except Exception as error:  # the errors of ONNX Runtime have no class in common
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise UnloadableModelError(
+            f"{pair} does not run {model} here: {reason}. Install the version of {name} that the model's card names"
+        ) from error
 
 
 def open_each(model: Path, pairs: Sequence[Pair], num_threads: int | None = None) -> dict[Pair, Runtime]:
@@ -105,10 +116,10 @@ def open_each(model: Path, pairs: Sequence[Pair], num_threads: int | None = None
     for pair in pairs:
         try:
             opened[pair] = open_runtime(model, *pair, num_threads)
-        except RuntimeError as error:
+        except UnloadableModelError as error:
             if pair == ONNXRUNTIME:
                 raise
-            complain(f"{pair} does not run {model} here: {str(error).strip().splitlines()[-1]}")
+            complain(str(error))
     return opened
 
 

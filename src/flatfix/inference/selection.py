@@ -57,7 +57,10 @@ def select(
     model, threads = package.path(MODEL), num_threads or num_cores()
     pairs = _candidates(package.card, runtime, precision)
     if len(pairs) == 1:
-        reason = "the only one that is permitted and installed" if AUTO in (runtime, precision) else "as asked for"
+        asked = "" if (runtime, precision) == (AUTO, AUTO) else " of what was asked for"
+        reason = (
+            f"the only one{asked} that is permitted and installed" if AUTO in (runtime, precision) else "as asked for"
+        )
         return open_runtime(model, *pairs[0], threads), reason
     facts = _facts(package, pairs, threads)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
@@ -134,7 +137,8 @@ def _read(file: Path, pairs: Sequence[Pair]) -> dict[Pair, float] | None:
     with suppress(OSError, ValueError, KeyError, TypeError):
         values = json.loads(file.read_bytes())
         if values["schema_version"] == SCHEMA_VERSION:
-            return {pair: float(values["milliseconds"][str(pair)]) for pair in pairs}
+            times = values["milliseconds"]
+            return {pair: float(times[str(pair)]) for pair in pairs if str(pair) in times}  # others do not run here
     return None
 
 

@@ -110,7 +110,7 @@ def _check_promotion(cfg: Config) -> None:
     if stage != PRODUCTION:
         raise UserError("force=true: no gate stands before staging. Leave it out, or add stage=production.")
     for option in ("version", "reason"):
-        if cfg[option] is None:
+        if not cfg[option]:
             raise UserError(f"{option}: force=true needs a value, for the history.")
 
 
@@ -180,7 +180,8 @@ def _listed(view: View) -> str:
 
 
 def _compare(cfg: Config, registry: Registry) -> None:
-    a, b = (find(registry.client, registry.name, cfg[option]) for option in ("a", "b"))
+    with told_as_user_error(cfg["tracking"]["uri"]):
+        a, b = (find(registry.client, registry.name, cfg[option], option) for option in ("a", "b"))
     if a.number == b.number:
         raise UserError(f"b={cfg['b']}: the same version as a={cfg['a']}. Name another one.")
     display.metrics([a, b])

@@ -17,6 +17,7 @@ from flatfix.registry.state import ARCHIVED, PRODUCTION, Difference
 from flatfix.registry.versions import Version
 from flatfix.registry.view import View
 
+LONGEST_REPEATED = 80  # characters of what several gates say alike
 VERDICTS = {True: "passed", False: "REFUSED", None: "-"}
 
 
@@ -56,7 +57,7 @@ def outcome(found: Outcome, name: str, *, is_dry_run: bool) -> None:
         refusing = ", ".join(gate.name for gate in found.gates if gate.is_passed is False)
         say(f"refused by {refusing}: version {number} stays in staging" if refusing else f"nothing to do: {found.note}")
         return
-    lead = "dry run, nothing was written: " if is_dry_run else ""
+    lead = "dry run, nothing is moved: " if is_dry_run else ""
     say(f"{lead}version {number} of {name}: {move.from_stage} -> {move.to_stage}{_by(move)}")
     if move.to_stage == PRODUCTION:
         if move.replaced is not None:
@@ -158,9 +159,13 @@ def history(name: str, moves: Sequence[Move]) -> None:
 
 def _gates(results: Sequence[GateResult]) -> None:
     width = max((len(gate.name) for gate in results), default=0)
+    said: dict[str, str] = {}
     for gate in results:
         if gate.detail != OFF:
-            say(f"  {gate.name:<{width}}  {VERDICTS[gate.is_passed]:<7}  {gate.detail}")
+            first = said.setdefault(gate.detail, gate.name)
+            is_repeated = first != gate.name and len(gate.detail) > LONGEST_REPEATED
+            detail = f"the same as {first}" if is_repeated else gate.detail
+            say(f"  {gate.name:<{width}}  {VERDICTS[gate.is_passed]:<7}  {detail}")
     if off := [gate.name for gate in results if gate.detail == OFF]:
         say(f"  {OFF}: {', '.join(off)}")
 

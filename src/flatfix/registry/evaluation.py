@@ -107,7 +107,7 @@ def choose_version(client: MlflowClient, name: str, alias: str, number: int | No
         UserError: where there is none.
     """
     if number is not None:
-        return find(client, name, str(number))
+        return find(client, name, str(number), "version")
     if alias != PRODUCTION or PRODUCTION in (known := aliases(client, name)):
         return find(client, name, alias)
     if STAGING in known:
@@ -189,14 +189,16 @@ def evaluate(
     say(f"pictures: {pictures.name}, {len(pictures):,}")
     logits, readable, unreadable = _predict(predictor, pictures, batch_size)
     if not readable:
-        raise UserError(f"{pictures.name}: none of {len(pictures):,} pictures can be read:{enumerated(unreadable)}")
+        option = "data=" if "data" in pictures.facts else ""
+        what = f"{option}{pictures.name}: none of {len(pictures):,} pictures can be read:"
+        raise UserError(f"{what}{enumerated(unreadable)}")
     seen = pictures.select(readable) if unreadable else pictures
     assessment = assess(
         folder,
         Predictions(seen.ids, seen.labels, softmax(logits), card.classes),
         card.decision,
         pictures=cast("NDArray[np.uint8]", seen.pixels),  # or what stands for them
-        card=_sections(version, card, runtime, pictures),
+        card=_sections(version, card, runtime, pictures, num_unreadable=len(unreadable)),
         title=_title(version, pictures),
     )
     return Evaluation(version, runtime, pictures, assessment, unreadable)
@@ -265,7 +267,9 @@ def _title(version: Version, pictures: LabelledPictures) -> str:
     return f"{version.name} version {version.number} on {pictures.name}"
 
 
-def _sections(version: Version, card: Card, runtime: str, pictures: LabelledPictures) -> dict[str, dict[str, str]]:
+def _sections(
+    version: Version, card: Card, runtime: str, pictures: LabelledPictures, *, num_unreadable: int
+) -> dict[str, dict[str, str]]:
     """Return what a reader of the report should know of the model and of the pictures."""
     model = {
         "registered model": version.name,
@@ -276,7 +280,10 @@ def _sections(version: Version, card: Card, runtime: str, pictures: LabelledPict
         "runtime": runtime,
         "git commit": card.git_commit,
     }
-    return {"Model": model, "Pictures": {name.replace("_", " "): fact for name, fact in pictures.facts.items()}}
+    facts = {name.replace("_", " "): fact for name, fact in pictures.facts.items()}
+    if num_unreadable:
+        facts["left out"] = f"{num_unreadable:,} of {len(pictures):,}, which cannot be read"
+    return {"Model": model, "Pictures": facts}
 
 
 def _print(assessment: Assessment, folder: Path) -> None:

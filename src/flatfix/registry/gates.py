@@ -15,6 +15,7 @@ from flatfix.evaluation.comparison import Comparison, class_drops, compare
 from flatfix.evaluation.metrics import METRICS, compute
 from flatfix.inference.package import DamagedPackageError, Package
 from flatfix.inference.predictor import Predictor
+from flatfix.inference.runtime import UnloadableModelError
 from flatfix.registry.exam import Exam, Place, UnfitError, sit
 from flatfix.registry.journal import GateResult
 from flatfix.registry.packages import fetch_package
@@ -56,7 +57,8 @@ def run_gates(
 ) -> list[GateResult]:
     """Put a version to every gate, in the order of the options; all are run, whatever the first ones say.
 
-    A gate that is off, or has nothing to compare with, neither passes nor fails.
+    A gate that is off, or has nothing to compare with, neither passes nor fails; but nothing is better than a live
+    version with which it cannot be compared.
 
     Args:
         options: those of the config group `gates`.
@@ -87,7 +89,7 @@ def _run(name: str, gate: Callable[[], Verdict]) -> GateResult:
         return GateResult(name, *gate())
     except _NothingToCompareError as error:
         return GateResult(name, None, str(error))
-    except (UnfitError, DamagedPackageError) as error:
+    except (UnfitError, DamagedPackageError, UnloadableModelError) as error:
         return GateResult(name, False, str(error))
 
 
@@ -121,7 +123,12 @@ class _Trial:
         return not self._comparison.is_worse, self._described
 
     def better(self) -> Verdict:
-        return self._comparison.is_better, self._described
+        try:
+            return self._comparison.is_better, self._described
+        except _NothingToCompareError as error:
+            if self._incumbent is None:
+                raise
+            return False, str(error)
 
     def class_drop(self) -> Verdict:
         worst, bound = class_drops(*self._together.answers)[0], self._options["max_class_drop"]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 EXPERIMENT = "flatfix-registry"
+SCHEMA_VERSION = 1
 MAX_CHARS = 6000  # of a parameter in MLflow
 MAX_REASON_CHARS = 1000
 
@@ -104,8 +105,10 @@ class Journal:
         """Return the journal of a registered model.
 
         Raises:
-            UserError: Flatfix did not make this registered model, or its history lies in MLflow's trash.
+            UserError: Flatfix did not make this registered model, or its history was deleted.
         """
+        from mlflow.exceptions import MlflowException
+
         model = patiently(lambda: client.get_registered_model(name))
         if JOURNAL_TAG not in model.tags:
             raise UserError(
@@ -113,10 +116,19 @@ class Journal:
                 "no history. Choose another registry.name, or rename that one in MLflow."
             )
         run_id = model.tags[JOURNAL_TAG]
-        if patiently(lambda: client.get_run(run_id)).info.lifecycle_stage != "active":
+        try:
+            run = patiently(lambda: client.get_run(run_id))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise UserError(
+                f"registry.name={name}: its history, run {run_id} of the experiment {EXPERIMENT}, was deleted from "
+                "MLflow for good. Register its runs again under another registry.name."
+            ) from error
+        if run.info.lifecycle_stage != "active":
             raise UserError(
                 f"registry.name={name}: its history, run {run_id} of the experiment {EXPERIMENT}, lies in MLflow's "
-                f"trash. Restore it: mlflow runs restore --run-id {run_id}"
+                f"trash. Restore it, with MLFLOW_TRACKING_URI set: mlflow runs restore --run-id {run_id}"
             )
         return cls(client, run_id)
 
@@ -148,7 +160,11 @@ class Journal:
         return journal
 
     def moves(self) -> list[Move]:
-        """Return every move, oldest first."""
+        """Return every move, oldest first.
+
+        Raises:
+            UserError: a later Flatfix has made one of them.
+        """
         texts = self._texts()
         return [_parse(number, texts[_key(number)]) for number in range(1, len(texts) + 1)]
 
@@ -186,7 +202,7 @@ def _text(move: Move) -> str:
     for limit in (MAX_CHARS, 400, 200, 100):
         shorter = replace(move, gates=tuple(replace(gate, detail=_cut(gate.detail, limit)) for gate in move.gates))
         fields = {key: value for key, value in asdict(shorter).items() if key != "number"}
-        text = json.dumps({"schema_version": 1, "id": unique, **fields}, ensure_ascii=False)
+        text = json.dumps({"schema_version": SCHEMA_VERSION, "id": unique, **fields}, ensure_ascii=False)
         if len(text) <= MAX_CHARS:
             return text
     raise AssertionError(f"move {move.number} is too long for MLflow")
@@ -198,6 +214,11 @@ def _cut(text: str, limit: int) -> str:
 
 def _parse(number: int, text: str) -> Move:
     fields: dict[str, Any] = json.loads(text)
-    del fields["schema_version"], fields["id"]
+    del fields["id"]
+    if (found := fields.pop("schema_version")) != SCHEMA_VERSION:
+        raise UserError(
+            f"move {number} of the history has schema_version {found}, where this Flatfix reads {SCHEMA_VERSION}: use "
+            "the Flatfix that made the move"
+        )
     gates: Iterable[Mapping[str, Any]] = fields.pop("gates")
     return Move(number=number, gates=tuple(GateResult(**gate) for gate in gates), **fields)

@@ -116,7 +116,7 @@ def of_version(
     present = [label for label in manifest.classes if manifest.splits[split].get(label)]
     if not present:
         raise UserError(f"split={split}: no picture in {manifest.name} {manifest.version}.")
-    _check_classes(f"dataset.version={manifest.version}", present, card)
+    _check_classes(f"dataset.name={manifest.name} dataset.version={manifest.version}", present, card)
     examples = decoded(
         dataset,
         split,

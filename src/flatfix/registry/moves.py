@@ -20,6 +20,7 @@ from flatfix.registry.journal import MAX_REASON_CHARS, GateResult, Move, MovedMe
 from flatfix.registry.state import PRODUCTION, STAGING
 from flatfix.registry.versions import Version
 from flatfix.registry.view import Registry, View
+from flatfix.tracking.connection import told_as_user_error
 
 MAX_ATTEMPTS = 100  # each that fails is a move that somebody else has made
 FIRST_PAUSE_S = 0.1
@@ -150,7 +151,10 @@ def rollback(registry: Registry, to: int | None = None, *, why: str | None = Non
         if production is not None and (production == to or production != seen[0]):
             return Outcome(view.version(production), note=f"version {production} is in production by now")
         if not previous:
-            raise UserError("action=rollback: no version was in production before this one.")
+            raise UserError(
+                "action=rollback: no version was in production before this one. "
+                "Promote another one instead: promote.py metric=F1 stage=production"
+            )
         number = previous[-1] if to is None else to
         if number not in previous:
             held = ", ".join(map(str, reversed(previous)))
@@ -171,12 +175,19 @@ def _make(registry: Registry, decide: Callable[[View], Outcome], dry_run: bool) 
         if outcome.move is None or dry_run:
             return outcome
         try:
-            registry.journal.append(outcome.move)
+            with told_as_user_error(registry.client.tracking_uri):
+                registry.journal.append(outcome.move)
         except MovedMeanwhile:
             time.sleep(random.uniform(0, pause_s))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             continue
-        registry.settle()
+        try:
+            registry.settle()
+        except UserError as error:
+            raise UserError(
+                f"move {outcome.move.number} of {registry.name} is made, but not all aliases and tags say so yet, "
+                f"which the next promote.py sees to: {error}"
+            ) from error
         return outcome
     raise RuntimeError(f"{registry.name}: somebody else was faster {MAX_ATTEMPTS} times")
 

@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from flatfix.errors import UserError
 from flatfix.files import filling
 from flatfix.inference.card import Card
 from flatfix.inference.package import CARD, MODEL, DamagedPackageError, Package, open_package
-from flatfix.registry.versions import Version
+from flatfix.registry.versions import DIGEST_TAG, Version
 from flatfix.tracking.connection import tame_mlflow
 
 if TYPE_CHECKING:
@@ -75,11 +75,15 @@ def fetch_package(client: MlflowClient, version: Version, cache_dir: Path) -> Pa
         raise DamagedPackageError(f"{_title(version)}: {error}. {_advice(version)}") from error
     except UserError as error:
         raise UserError(f"{_title(version)}: {error}") from error
-    if package.digest != version.tags.get("package_digest", package.digest):
+    if not _is_registered(package, version):
         raise DamagedPackageError(
             f"{_title(version)}: {version.source} holds another package than was registered. {_advice(version)}"
         )
     return package
+
+
+def _is_registered(package: Package, version: Version) -> bool:
+    return package.digest == version.tags.get(DIGEST_TAG, package.digest)
 
 
 def _signature(card: Card) -> ModelSignature:
@@ -119,11 +123,11 @@ def _cached(client: MlflowClient, version: Version, cache_dir: Path) -> Package:
     folder = cache_dir / "packages" / f"{version.name[:MAX_NAME_CHARS]}-{version.number}-{key}"
     with _lock(folder):
         if folder.is_dir():
-            try:
-                return open_package(folder)
-            except DamagedPackageError:
-                say(f"{folder}: damaged, fetched again")
-                shutil.rmtree(folder)
+            with suppress(DamagedPackageError):
+                if _is_registered(package := open_package(folder), version):
+                    return package
+            say(f"{folder}: damaged, fetched again")
+            shutil.rmtree(folder)
         _download(client, version, folder)
         return open_package(folder)
 

@@ -14,7 +14,7 @@ from flatfix.inference.card import Card
 from flatfix.inference.package import CARD
 from flatfix.registry.journal import Journal
 from flatfix.registry.patience import patiently
-from flatfix.registry.versions import CANDIDATE, STAGE_TAG, Version, list_versions
+from flatfix.registry.versions import CANDIDATE, DIGEST_TAG, STAGE_TAG, Version, list_versions
 from flatfix.tracking.connection import connect, in_one_line, told_as_user_error
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def register(uri: str, run_id: str, name: str | None = None) -> Registration:
     """Make a version, a candidate, of a run that finished and qualified; for one that has a version, return that.
 
     Its tags: `stage`; `model_name`, `dataset_name`, `dataset_version`, `dataset_digest`, `git_commit` and `run_id` of
-    the model; `package_digest`; and a tag for each metric, `val/<metric>` and `test/<metric>`. All are the package's
-    own words, written with the version: there is no version without them.
+    the model; `package_digest`; and a tag for each metric, `val/<metric>` and `test/<metric>`. All but the
+    errors of calibration are the package's own words, written with the version: there is no version without them.
 
     Args:
         uri: where MLflow keeps the run.
@@ -69,16 +69,12 @@ def register(uri: str, run_id: str, name: str | None = None) -> Registration:
             return Registration(None, False, reason)
         card, digest = _card(client, run_id)
         name = name or card.dataset["name"]
-        if not re.fullmatch(r"\w[\w .-]*", name) or len(name) > MAX_NAME_CHARS:
-            raise UserError(
-                f"registry.name={name}: not a name for a registered model. Use letters, digits, spaces and . _ - "
-                f"({MAX_NAME_CHARS} characters at most)."
-            )
+        check_name(name)
         Journal.create(client, name)
         held = _version_of(client, name, run_id)
         if held is None:
             source = f"{run.info.artifact_uri}/{PACKAGE}"
-            tags = _tags(card, digest)
+            tags = _tags(card, digest, run)
             made = patiently(lambda: client.create_model_version(name, source, run_id, tags, await_creation_for=0))
             held = _version_of(client, name, run_id)
             assert held is not None
@@ -86,6 +82,19 @@ def register(uri: str, run_id: str, name: str | None = None) -> Registration:
                 return Registration(held, True, "")
             client.delete_model_version(name, made.version)  # two registered the run at once, and this is the second
         return Registration(held, False, "")
+
+
+def check_name(name: str) -> None:
+    """Refuse what MLflow or its search cannot take for the name of a registered model.
+
+    Raises:
+        UserError: naming registry.name.
+    """
+    if not re.fullmatch(r"\w[\w .-]*", name) or len(name) > MAX_NAME_CHARS:
+        raise UserError(
+            f"registry.name={name}: not a name for a registered model. Use letters, digits, spaces and . _ - "
+            f"({MAX_NAME_CHARS} characters at most)."
+        )
 
 
 def _run(client: MlflowClient, run_id: str) -> Run:
@@ -124,7 +133,7 @@ def _card(client: MlflowClient, run_id: str) -> tuple[Card, str]:
         if CARD not in held:
             raise UserError(
                 f"run_id={run_id}: the run has no model package among its artifacts. It is older than packages, or "
-                "they could not be sent. Train again."
+                f"they could not be sent. {_advice(run_id)}"
             )
         with tempfile.TemporaryDirectory() as folder:
             data = Path(client.download_artifacts(run_id, held[CARD], folder)).read_bytes()
@@ -133,22 +142,32 @@ def _card(client: MlflowClient, run_id: str) -> tuple[Card, str]:
         raise
     except Exception as error:  # whatever an artifact store raises
         raise UserError(f"run_id={run_id}: its model package cannot be read ({in_one_line(error)}).") from error
+    if card.run_id != run_id:
+        raise UserError(f"run_id={run_id}: its model package is that of run {card.run_id}. {_advice(run_id)}")
     missing = sorted({"MLmodel", *card.files} - held.keys())
     if missing:
         raise UserError(
-            f"run_id={run_id}: its model package lacks {', '.join(missing)}, which could not be sent. Train again."
+            f"run_id={run_id}: its model package lacks {', '.join(missing)}, which could not be sent. {_advice(run_id)}"
         )
     return card, hashlib.sha256(data).hexdigest()
 
 
-def _tags(card: Card, digest: str) -> dict[str, str]:
+def _advice(run_id: str) -> str:
+    return (
+        f"Send it again, or train again: mlflow artifacts log-artifacts --run-id {run_id} --artifact-path {PACKAGE} "
+        f"--local-dir <paths.run>/{PACKAGE}, with MLFLOW_TRACKING_URI set."
+    )
+
+
+def _tags(card: Card, digest: str, run: Run) -> dict[str, str]:
     return {
         STAGE_TAG: CANDIDATE,
         "model_name": card.model_name,
         **{f"dataset_{key}": card.dataset[key] for key in ("name", "version", "digest")},
         "git_commit": card.git_commit,
         "run_id": card.run_id,
-        "package_digest": digest,
+        DIGEST_TAG: digest,
+        **{key: repr(value) for key, value in run.data.metrics.items() if key.startswith("test/")},  # with calibration
         **{f"val/{metric}": repr(value) for metric, value in card.validation.items()},
         **{f"test/{metric}": repr(value) for metric, value in card.test.items()},
     }

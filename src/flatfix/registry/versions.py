@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 JOURNAL_TAG = "flatfix.journal"  # of a registered model: the run that holds its history; see `journal`
-STAGE_TAG = "stage"  # of a version: Flatfix gives it to every version that it registers
+STAGE_TAG = "stage"  # of a version: for readers, since the moves say which stage it is in
+DIGEST_TAG = "package_digest"  # of a version that Flatfix registered: the sha256 of its card
 CANDIDATE = "candidate"
 
 
@@ -45,8 +46,8 @@ class Version:
 
     @property
     def stage(self) -> str:
-        """What its tag says: candidate, staging, production or archived."""
-        return self.tags[STAGE_TAG]
+        """What its tag says: candidate, staging, production or archived; nothing where somebody removed the tag."""
+        return self.tags.get(STAGE_TAG, "")
 
     @property
     def model_name(self) -> str:
@@ -111,11 +112,11 @@ def list_versions(client: MlflowClient, name: str) -> list[Version]:
     """Return every version that Flatfix registered, oldest first.
 
     Of two versions of one run only the older counts: the other is left of two that registered the run at once. What
-    was put into the registered model by other means (it has no tag `stage`) is not a version for Flatfix.
+    was put into the registered model by other means (it has no tag `package_digest`) is not a version for Flatfix.
     """
     found = _whole(lambda token: client.search_model_versions(f"name='{name}'", page_token=token))
     versions: dict[str, Version] = {}
-    for version in sorted(map(_version, filter(_is_complete, found)), key=lambda version: version.number):
+    for version in sorted(map(_version, filter(_is_registered, found)), key=lambda version: version.number):
         versions.setdefault(version.run_id, version)
     return list(versions.values())
 
@@ -126,11 +127,11 @@ def aliases(client: MlflowClient, name: str) -> dict[str, int]:
     return {alias: int(number) for alias, number in model.aliases.items()}
 
 
-def find(client: MlflowClient, name: str, which: str) -> Version:
+def find(client: MlflowClient, name: str, which: str, option: str = "alias") -> Version:
     """Return the version that an alias (`production`) or a number (`7`) names.
 
     Raises:
-        UserError: there is none; the message says what there is.
+        UserError: there is none; the message names `option`, and says what there is.
     """
     numbers = {version.number: version for version in list_versions(client, name)}
     known = aliases(client, name)
@@ -138,9 +139,8 @@ def find(client: MlflowClient, name: str, which: str) -> Version:
     if number in numbers:
         return numbers[number]
     held = [f"@{alias} (version {number})" for alias, number in sorted(known.items())]
-    what = f"version={which}" if which.isdecimal() else f"alias={which}"
     raise UserError(
-        f"{what}: registered model {name} has none. It has {_numbers(list(numbers))}, "
+        f"{option}={which}: registered model {name} has none. It has {_numbers(list(numbers))}, "
         f"and {'the aliases ' + ', '.join(held) if held else 'no alias'}.{did_you_mean(which, known)}"
     )
 
@@ -156,8 +156,8 @@ def _numbers(numbers: Sequence[int]) -> str:
     return f"versions {', '.join(map(str, numbers))}"
 
 
-def _is_complete(version: ModelVersion) -> bool:
-    return STAGE_TAG in version.tags
+def _is_registered(version: ModelVersion) -> bool:
+    return DIGEST_TAG in version.tags
 
 
 def _version(version: ModelVersion) -> Version:

@@ -9,6 +9,7 @@ from flatfix.registry.journal import Journal, Move
 from flatfix.registry.patience import patiently
 from flatfix.registry.state import PRODUCTION, Difference, State, differences, fold
 from flatfix.registry.versions import STAGE_TAG, Version, aliases, list_versions
+from flatfix.tracking.connection import told_as_user_error
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -74,9 +75,14 @@ class Registry:
         return cls(client, name, Journal.open(client, name))
 
     def look(self) -> View:
-        """Return what there is now, and write nothing."""
-        moves = tuple(self.journal.moves())
-        versions = tuple(list_versions(self.client, self.name))  # read later: it holds every version that moves name
+        """Return what there is now, and write nothing.
+
+        Raises:
+            UserError: MLflow does not answer.
+        """
+        with told_as_user_error(self.client.tracking_uri):
+            moves = tuple(self.journal.moves())
+            versions = tuple(list_versions(self.client, self.name))  # later: it holds every version that moves name
         return View(versions, moves, fold(moves, {version.number for version in versions}))
 
     def settle(self) -> tuple[View, list[Difference]]:
@@ -84,7 +90,14 @@ class Registry:
 
         What there is to write is left of a move that was interrupted, or somebody has changed it by hand. Whoever has
         written looks again: of several at once, none leaves behind what is no longer true.
+
+        Raises:
+            UserError: MLflow does not answer, or does not let this user write.
         """
+        with told_as_user_error(self.client.tracking_uri):
+            return self._settle()
+
+    def _settle(self) -> tuple[View, list[Difference]]:
         written: list[Difference] = []
         for _ in range(MAX_ROUNDS):
             view = self.look()

@@ -19,13 +19,13 @@ class RegisterBest(Callback):
     """
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Look in MLflow for the runs of this multirun, and register the one with the best validation metric."""
+        """Look in MLflow for the runs of this multirun, and register the best one."""
         if not config.registry.register or config.sweep.register != "best":
             return
         from flatfix.registry.sweep import register_best  # the command line need not wait for MLflow
 
         try:
-            registration = register_best(
+            registrations = register_best(
                 config.tracking.uri,
                 config.tracking.experiment,
                 sweep=config.sweep.id,
@@ -35,4 +35,7 @@ class RegisterBest(Callback):
         except UserError as error:  # Hydra makes a warning of what is raised here
             complain(f"the best run of {config.sweep.id} is not registered: {error}")
             return
-        say(registration.describe())
+        for registration in registrations:
+            version = registration.version
+            which = f": run {version.run_id}, the best by validation {config.monitor}" if version else ""
+            say(f"{registration.describe()}{which}")

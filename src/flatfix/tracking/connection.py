@@ -65,12 +65,12 @@ def preflight(uri: str, experiment: str) -> str:
 def connect(uri: str) -> MlflowClient:
     """Return a client of `uri` that hears of a lost server soon and prints nothing less than a warning.
 
-    MLflow's global tracking URI is neither read nor set.
+    MLflow's global addresses, of runs and of registered models, are neither read nor set.
     """
     tame_mlflow()
     from mlflow.tracking import MlflowClient
 
-    return MlflowClient(uri)
+    return MlflowClient(uri, registry_uri=uri)
 
 
 @contextmanager

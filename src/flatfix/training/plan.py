@@ -22,6 +22,7 @@ from flatfix.evaluation import threshold
 from flatfix.evaluation.metrics import METRICS
 from flatfix.evaluation.qualification import Bound, parse_bounds
 from flatfix.models.classifier import check_start, create_backbone, num_features
+from flatfix.registry.register import check_name
 from flatfix.training import precision
 from flatfix.training.augment import Augment, Mixer
 from flatfix.training.losses import Loss
@@ -68,6 +69,8 @@ def make_plan(cfg: Mapping[str, Any]) -> Plan:
     weights = Path(model["weights"]) if model["weights"] else None
     check_start(model["name"], model["pretrained"], weights, model["normalise"])
     precision.choose(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
+    if cfg["registry"]["name"] is not None:
+        check_name(cfg["registry"]["name"])
     _try_steps(plan, cfg)
     _try_backbone(model["name"], model["options"], dataset["image_size"])
     return plan

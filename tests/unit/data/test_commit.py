@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from flatfix.data.commit import commit
+from flatfix.data.commit import AT_ONCE, commit
 from flatfix.data.store import LocalStore
 from flatfix.data.version import is_held, open_version
 from flatfix.errors import UserError
@@ -97,19 +97,18 @@ def test_an_error_ends_the_other_puts(store, tmp_path):
     def go_on_until_ended(name, advance):
         if name == "shard-00001.tar":
             raise OSError("no connection")
-        if name == "shard-00000.tar":
-            try:
-                while True:
-                    advance(0)
-            except CancelledError:
-                ended.append(name)
-                raise
+        try:
+            while True:
+                advance(0)
+        except CancelledError:
+            ended.append(name)
+            raise
 
     store.before = go_on_until_ended
     with pytest.raises(OSError, match="no connection"):
         commit(store, stage_noise(tmp_path / "staged", [1000] * 40), tmp_path / "staged")
-    assert ended == ["shard-00000.tar"]
-    assert len(store.names) < 39
+    assert "shard-00000.tar" in ended
+    assert len(ended) <= AT_ONCE
 
 
 def test_an_interrupt_while_the_puts_begin_ends_them(store, tmp_path, monkeypatch):

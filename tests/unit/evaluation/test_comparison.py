@@ -73,9 +73,9 @@ def assert_honest(metric: str, num_resamples: int) -> None:
     assert share_refused(metric, 0.05, num_resamples) >= 0.8
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "f1", "auroc"])
+@pytest.mark.parametrize("metric", ["accuracy", "f1"])
 def test_gate_refuses_equal_models_seldom_and_a_worse_one_mostly(metric: str) -> None:
-    assert_honest(metric, num_resamples=200)
+    assert_honest(metric, num_resamples=100)  # 5 of 101 are as near to alpha as 100 of 2,001
 
 
 @pytest.mark.slow

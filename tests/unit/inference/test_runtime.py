@@ -11,7 +11,15 @@ import torch
 
 from flatfix.errors import UserError
 from flatfix.inference.package import MODEL
-from flatfix.inference.runtime import ONNXRUNTIME, OPENVINO, OPENVINO_BF16, PAIRS, available, open_runtime
+from flatfix.inference.runtime import (
+    ONNXRUNTIME,
+    OPENVINO,
+    OPENVINO_BF16,
+    PAIRS,
+    UnloadableModelError,
+    available,
+    open_runtime,
+)
 from tests.helpers.packages import pictures, small_classifier
 
 HERE = available()
@@ -66,6 +74,13 @@ def test_a_precision_that_the_processor_only_promises_is_left_out(package):
 
     assert done.stdout.strip() == "['onnxruntime fp32', 'openvino fp32']"
     assert "openvino bf16 does not run" in done.stderr
+
+
+@pytest.mark.parametrize("pair", HERE)
+def test_a_model_that_a_runtime_cannot_load_is_refused(tmp_path, pair):
+    (tmp_path / "model.onnx").write_bytes(b"of another time")
+    with pytest.raises(UnloadableModelError, match=f"{pair} does not run .*model.onnx here: "):
+        open_runtime(tmp_path / "model.onnx", *pair)
 
 
 def test_what_was_answered_stays_when_the_next_is_asked(runtime):

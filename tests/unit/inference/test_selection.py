@@ -54,6 +54,16 @@ def test_a_choice_is_kept_and_not_measured_again(both, tmp_path, monkeypatch):
     assert values["package"] == both.digest
 
 
+def test_a_choice_is_kept_where_a_runtime_does_not_load_the_model(both, tmp_path):
+    select(both, cache_dir=tmp_path)
+    values = json.loads(kept(tmp_path).read_text())
+    kept(tmp_path).write_text(json.dumps(values | {"milliseconds": {"onnxruntime fp32": 1.0}}))
+
+    assert (
+        select(both, cache_dir=tmp_path)[1] == "the fastest here: onnxruntime fp32 1.00 ms a picture, measured before"
+    )
+
+
 def test_the_choice_that_is_kept_decides(both, tmp_path):
     select(both, cache_dir=tmp_path)
     values = json.loads(kept(tmp_path).read_text())

@@ -25,7 +25,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     [
         (None, "prodution", r"alias=prodution: registered model tires has none\. .*Did you mean 'production'"),
         (None, "staging", r"alias=staging: .* the aliases @production \(version 1\)"),
-        (None, "7", r"version=7: .*versions 1, 2"),
+        (None, "7", r"alias=7: .*versions 1, 2"),
         ("tyres", "production", r"registry\.name=tyres: .*Did you mean 'tires'"),
     ],
 )

@@ -17,6 +17,8 @@ from flatfix.registry.versions import Version
 from tests.helpers.mlflow_db import fresh_database
 from tests.helpers.shades import CLASSES, finished_run, publish_shades, registered
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ALL = {
     "offline_evaluation": True,
     "not_worse": True,
@@ -186,10 +188,11 @@ def test_a_version_that_has_seen_every_picture_is_not_judged(good: Version, plac
 
 def test_a_class_that_a_version_does_not_know_refuses_it(good: Version, place: Place, tmp_path: Path) -> None:
     dataset = publish_shades(tmp_path, num_pictures=60, classes=(*CLASSES, "worn"))
-    found = results(ALL, good, good, replace(place, store=dataset.store))
+    found = results({**ALL, "better": True}, good, good, replace(place, store=dataset.store))
     assert found["offline_evaluation"].is_passed is False
     assert found["offline_evaluation"].detail == "version 1 does not know worn of shades/v1"
     assert found["not_worse"] == GateResult("not_worse", None, "version 1 does not know worn of shades/v1")
+    assert found["better"] == GateResult("better", False, "version 1 does not know worn of shades/v1")
 
 
 def test_a_package_that_was_changed_is_refused(good: Version, place: Place, tmp_path: Path) -> None:

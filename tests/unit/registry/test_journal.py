@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from flatfix.errors import UserError
 from flatfix.registry.journal import EXPERIMENT, MAX_CHARS, GateResult, Journal, Move, MovedMeanwhile
@@ -55,6 +56,13 @@ def test_moves_are_read_as_they_were_written(client: MlflowClient, name: str) ->
     assert Journal.open(client, name).moves() == [MOVE, second]
 
 
+def test_a_move_of_a_later_flatfix_is_not_misread(client: MlflowClient, name: str) -> None:
+    journal = Journal.create(client, name)
+    client.log_param(journal.run_id, "move-000001", '{"schema_version": 2, "id": "0", "gates": []}')
+    with pytest.raises(UserError, match="move 1 of the history has schema_version 2, where this Flatfix reads 1"):
+        journal.moves()
+
+
 def test_a_number_is_taken_once(client: MlflowClient, name: str) -> None:
     journal = Journal.create(client, name)
     journal.append(MOVE)
@@ -99,6 +107,15 @@ def test_a_history_in_the_trash_is_refused_with_the_way_back(client: MlflowClien
     client.delete_run(journal.run_id)
     with pytest.raises(UserError, match=f"mlflow runs restore --run-id {journal.run_id}"):
         Journal.open(client, name)
+
+
+def test_a_history_that_was_deleted_for_good_is_refused(client: MlflowClient, name: str) -> None:
+    journal = Journal.create(client, name)
+    client.delete_run(journal.run_id)
+    SqlAlchemyStore(client.tracking_uri, "unused")._hard_delete_run(journal.run_id)  # as `mlflow gc` does
+    for get in (Journal.open, Journal.create):
+        with pytest.raises(UserError, match=f"its history, run {journal.run_id} .* was deleted from MLflow for good"):
+            get(client, name)
 
 
 def test_the_history_outlives_a_renaming(client: MlflowClient, name: str) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from flatfix.errors import UserError
 from flatfix.registry.journal import GateResult, Journal
@@ -64,6 +66,13 @@ class DyingClient(MlflowClient):
         if self._num_left == 0:
             raise Interrupted
         self._num_left -= 1
+
+
+class ForbiddenClient(MlflowClient):
+    """Belongs to somebody who may log runs and set no alias."""
+
+    def set_registered_model_alias(self, *arguments: Any) -> None:
+        raise MlflowException("forbidden", PERMISSION_DENIED)
 
 
 def the(number: int) -> Choose:
@@ -288,6 +297,24 @@ def test_what_somebody_changed_by_hand_is_put_right(registry: Registry) -> None:
     _, repaired = registry.settle()
     assert [str(each) for each in repaired] == ["@production: 4 → 1", "stage of version 4: production → candidate"]
     assert aliases(registry.client, registry.name) == {"production": 1, "canary": 4}
+
+
+def test_a_version_whose_stage_somebody_removed_stays_live(registry: Registry) -> None:
+    go_live(registry, 1)
+    registry.client.delete_model_version_tag(registry.name, "1", "stage")
+    view, repaired = registry.settle()
+    assert [str(each) for each in repaired] == ["stage of version 1: none → production"]
+    assert (view.state.production, aliases(registry.client, registry.name)) == (1, {"production": 1})
+
+
+def test_a_move_whose_alias_may_not_be_written_is_told_and_completed_by_the_next(registry: Registry) -> None:
+    go_live(registry, 1)
+    to_staging(registry, the(2))
+    reader = Registry.open(ForbiddenClient(registry.client.tracking_uri), registry.name)
+    with pytest.raises(UserError, match="move 4 of .* is made, but not all aliases and tags say so yet, .*forbidden"):
+        to_production(reader, the(2), judge(PASSED))
+    assert aliases(registry.client, registry.name)["production"] == 1
+    assert "@production: 1 → 2" in map(str, registry.settle()[1])
 
 
 def test_when_the_live_version_was_deleted_a_rollback_still_goes_back(registry: Registry) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from flatfix.registry.packages import as_mlflow_model, fetch_package
 from flatfix.registry.versions import Version
 from flatfix.tracking.connection import connect, preflight
 from tests.helpers.mlflow_db import fresh_database
-from tests.helpers.packages import make_package
+from tests.helpers.packages import make_package, with_card
 
 
 @pytest.fixture(scope="module")
@@ -174,5 +175,12 @@ def test_another_package_than_was_registered_is_refused(package: Package, client
     digest = hashlib.sha256(b"another").hexdigest()
     with pytest.raises(DamagedPackageError, match="holds another package than was registered"):
         fetch_package(client, version_of(package.folder.as_uri(), package_digest=digest), tmp_path / "cache")
+    elsewhere, source = logged(client, with_card(package, tmp_path / "other", run_id="0123").folder)
+    elsewhere = replace(elsewhere, tags={"package_digest": package.digest})
+    with pytest.raises(DamagedPackageError, match="holds another package than was registered"):
+        fetch_package(client, elsewhere, tmp_path / "cache")
+    shutil.rmtree(source)
+    shutil.copytree(package.folder, source)  # as the error advises
+    assert fetch_package(client, elsewhere, tmp_path / "cache").digest == package.digest
     version = version_of(package.folder.as_uri(), package_digest=package.digest)
     assert fetch_package(client, version, tmp_path / "cache").digest == package.digest

@@ -124,6 +124,13 @@ def test_a_package_that_did_not_arrive_whole_is_refused(
         register(uri, run_id)
 
 
+def test_the_package_of_another_run_is_refused(uri: str, client: MlflowClient, tmp_path: Path) -> None:
+    run_id, other = a_run(uri, tmp_path), a_run(uri, tmp_path)
+    client.log_artifacts(run_id, str(tmp_path / other), PACKAGE)
+    with pytest.raises(UserError, match=f"run_id={run_id}: its model package is that of run {other}"):
+        register(uri, run_id)
+
+
 def test_a_card_that_was_altered_is_refused(uri: str, client: MlflowClient, tmp_path: Path) -> None:
     run_id = a_run(uri, tmp_path)
     card = Path(client.get_run(run_id).info.artifact_uri.removeprefix("file://"), PACKAGE, "extra_files", CARD)

@@ -47,7 +47,7 @@ def test_what_others_put_into_the_model_and_doubles_of_a_run_are_no_versions(
     made: tuple[Registry, list[Version]],
 ) -> None:
     client, versions = made[0].client, made[1]
-    by_hand = client.create_model_version(NAME, versions[0].source, None)
+    by_hand = client.create_model_version(NAME, versions[0].source, None, {"stage": "candidate"})
     double = client.create_model_version(NAME, versions[0].source, versions[0].run_id, dict(versions[0].tags))
     assert [version.number for version in list_versions(client, NAME)] == [1, 2, 3]
     for version in (by_hand, double):
@@ -66,7 +66,7 @@ def test_a_version_is_found_by_its_number_and_by_an_alias(made: tuple[Registry, 
     [
         (
             "7",
-            "version=7: registered model tires has none. It has versions 1, 2, 3, and the aliases @production (.*",
+            "alias=7: registered model tires has none. It has versions 1, 2, 3, and the aliases @production (.*",
         ),
         ("prodution", "alias=prodution: registered model tires has none. .* Did you mean 'production'?"),
     ],

@@ -71,6 +71,7 @@ def test_the_fold_and_the_names_of_a_recipe_are_those_of_the_config(tmp_path: Pa
         ("model=efficientnet_lite0 augment=mixup", r"model\.freeze=backbone: .*mixed"),
         ("model=efficientnet_lite0 augment=cutmix model.cached_views=4", r"model\.freeze=backbone: .*mixed"),
         ("dataset.fold=1", r"dataset\.num_folds"),
+        ("registry.name=a/b", r"registry\.name=a/b: not a name for a registered model"),
     ],
 )
 def test_what_does_not_work_is_named_before_data_is_read(tmp_path: Path, overrides: str, message: str) -> None:

@@ -56,8 +56,8 @@ def table_rows(
     _, first = next(lines, (1, []))
     header = [name.strip().lower() for name in first]
     if what := _fault(header, columns, required):
-        optional = [name for name in columns if name not in required]
-        raise wrong(f"{what} Columns: {', '.join(required)}; optional: {', '.join(optional)}.")
+        optional = ", ".join(name for name in columns if name not in required)
+        raise wrong(f"{what} Columns: {', '.join(required)}{'; optional: ' if optional else ''}{optional}.")
     for number, cells in lines:
         if len(cells) != len(header):
             faults.add(number, f"has {len(cells)} cells, where the first line has {len(header)}")
