@@ -331,7 +331,7 @@ def jpeg_claiming(width: int, height: int) -> bytes:
     return bytes(data)
 
 
-PUBLISH = """
+PUBLISH = r"""
 import re, sys
 from pathlib import Path
 from flatfix.data.publish import publish
