@@ -42,10 +42,7 @@ class Decision:
         if self.temperature == 1:
             return probabilities.astype(np.float64)
         # The logarithm of a softmax is its logits less a constant, which the next softmax does not see.
-        logits = np.log(np.maximum(probabilities.astype(np.float64), PROBABILITY_FLOOR)) / self.temperature
-        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-        calibrated: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
-        return calibrated
+        return softmax(np.log(np.maximum(probabilities.astype(np.float64), PROBABILITY_FLOOR)) / self.temperature)
 
     def predict(self, calibrated: NDArray[Any]) -> NDArray[np.int64]:
         """Return the class `[N]` of each row of calibrated probabilities `[N, C]`."""
@@ -72,3 +69,11 @@ class Decision:
         """Rebuild a decision from `to_dict`."""
         review = values["review"]
         return cls(**{**values, "review": tuple(review) if review else None})
+
+
+def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the probabilities `[N, C]` of logits `[N, C]`."""
+    precise = logits.astype(np.float64)
+    exponentials = np.exp(precise - precise.max(axis=1, keepdims=True))
+    probabilities: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return probabilities

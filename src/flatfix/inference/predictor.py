@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flatfix.inference.decision import Decision, softmax
 from flatfix.inference.package import MODEL, DamagedPackageError, Package
 from flatfix.inference.selection import permit_of, select
 
@@ -35,6 +37,12 @@ class Predictions:
     probabilities: NDArray[np.float64]
     labels: NDArray[np.int64]
     needs_review: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, logits: NDArray[np.float32], features: NDArray[np.float32], decision: Decision) -> Self:
+        """Apply a decision to what a model gave."""
+        calibrated = decision.calibrate(softmax(logits))
+        return cls(logits, features, calibrated, decision.predict(calibrated), decision.needs_review(calibrated))
 
 
 class Predictor:
@@ -86,10 +94,7 @@ class Predictor:
         for start in range(0, len(images), NUM_AT_ONCE):
             rows = slice(start, start + NUM_AT_ONCE)
             logits[rows], features[rows] = self._runtime.run(np.ascontiguousarray(images[rows]))
-        calibrated = card.decision.calibrate(softmax(logits))
-        return Predictions(
-            logits, features, calibrated, card.decision.predict(calibrated), card.decision.needs_review(calibrated)
-        )
+        return Predictions.of(logits, features, card.decision)
 
     def prove(self) -> None:
         """Answer the reference pictures of the package and compare with what was said of them when it was made.
@@ -112,11 +117,3 @@ class Predictor:
                 f"answered by {self.runtime} {self.precision} as they were when the package was made: a logit differs "
                 f"by {differences.max():.2g}, where {allowed:.2g} is allowed. Fetch or export the package again"
             )
-
-
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the probabilities `[N, C]` of logits `[N, C]`, before calibration."""
-    precise = logits.astype(np.float64)
-    exponentials = np.exp(precise - precise.max(axis=1, keepdims=True))
-    probabilities: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
-    return probabilities

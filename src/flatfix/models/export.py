@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from flatfix.files import filling
 from flatfix.inference.card import Card, Parity, Permit
-from flatfix.inference.decision import Decision
+from flatfix.inference.decision import Decision, softmax
 from flatfix.inference.package import (
     CARD,
     CONFIG,
@@ -235,8 +235,7 @@ def _max_difference(some: _Logits, others: _Logits) -> float:
 
 
 def _decided(logits: NDArray[np.float32], decision: Decision) -> NDArray[np.int64]:
-    probabilities = torch.from_numpy(logits).double().softmax(dim=1).numpy()
-    return decision.predict(decision.calibrate(probabilities))
+    return decision.predict(decision.calibrate(softmax(logits)))
 
 
 def _card(

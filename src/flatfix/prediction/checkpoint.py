@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from flatfix.errors import UserError
-from flatfix.inference.predictor import Predictions, softmax
+from flatfix.inference.predictor import Predictions
 from flatfix.models.classifier import Classifier, load_checkpoint
 from flatfix.prediction.model import Model
 
@@ -39,10 +39,7 @@ def model_of(classifier: Classifier, device: torch.device, source: str) -> Model
         with torch.inference_mode():
             output = classifier(torch.from_numpy(images).to(device))
         logits, features = (tensor.float().cpu().numpy() for tensor in output)
-        calibrated = spec.decision.calibrate(softmax(logits))
-        return Predictions(
-            logits, features, calibrated, spec.decision.predict(calibrated), spec.decision.needs_review(calibrated)
-        )
+        return Predictions.of(logits, features, spec.decision)
 
     return Model(source, spec.name, spec.classes, spec.image_size, spec.resize, spec.decision, predict)
 

@@ -25,8 +25,9 @@ from flatfix.evaluation.confusion_csv import redraw
 from flatfix.evaluation.predictions import Predictions
 from flatfix.evaluation.report import PAGE
 from flatfix.inference.card import Card
+from flatfix.inference.decision import softmax
 from flatfix.inference.package import Package
-from flatfix.inference.predictor import Predictor, softmax
+from flatfix.inference.predictor import Predictor
 from flatfix.registry.labelled import LabelledPictures, of_files, of_version
 from flatfix.registry.packages import fetch_package
 from flatfix.registry.patience import patiently

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy.special import softmax as softmax_of_scipy
 
+from flatfix.inference.decision import softmax
 from flatfix.inference.package import REFERENCE, DamagedPackageError, Reference, save_reference, sha256_of
-from flatfix.inference.predictor import NUM_AT_ONCE, Predictor, softmax
+from flatfix.inference.predictor import NUM_AT_ONCE, Predictor
 from flatfix.inference.runtime import available
 from tests.helpers.packages import permits, pictures, with_card
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flatfix.inference.decision import Decision
+from flatfix.inference.decision import Decision, softmax
 from flatfix.inference.package import MODEL, WEIGHTS, Package
-from flatfix.inference.predictor import Predictor, softmax
+from flatfix.inference.predictor import Predictor
 from flatfix.inference.runtime import ONNXRUNTIME, OPENVINO_BF16, available, open_runtime
 from flatfix.models import export as exporting
 from flatfix.models.classifier import Classifier, ClassifierSpec, build, load_checkpoint
