@@ -9,9 +9,9 @@ PART ?=
 # For train.py, pytest or a benchmark: make train ARGS="model=cnn"
 ARGS ?=
 
-TRAIN := train,demo
-TEST := train,demo,notebooks,dev
-BENCHMARK := train,demo,bench,dev
+TRAIN := train,sweep,demo
+TEST := train,sweep,ray,slurm,demo,notebooks,dev
+BENCHMARK := train,sweep,demo,bench,dev
 
 VENV := .venv
 PY := $(VENV)/bin/python

@@ -8,14 +8,21 @@ from contextlib import suppress
 from pathlib import Path
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of each period of as many microseconds
+CORES = "FLATFIX_CORES"
+"""Variable of the environment that holds the share of a process that divides the cores with others."""
 
 
 def num_cores() -> int:
-    """Count the processor cores that this process may use, which in a container are as many as its quota pays for."""
+    """Count the processor cores that this process may use.
+
+    In a container they are as many as its quota pays for, in a sweep of several workers the share of one.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with suppress(OSError, ValueError):  # no container, or its quota is the word "max"
         quota, period = map(int, CPU_QUOTA.read_text().split())
         cores = min(cores, max(1, quota // period))
+    with suppress(KeyError, ValueError):
+        cores = min(cores, max(1, int(os.environ[CORES])))
     return cores
 
 

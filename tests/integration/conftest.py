@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -25,8 +26,8 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run_tiny(output: Path, tmp_path: Path) -> Train:
-    def run(*overrides: str, name: str = "run") -> RunResult:
-        return train(compose_train(output, *TINY, f"paths.run={tmp_path / name}", *overrides))
+    def run(*overrides: str, name: str = "run", **options: Any) -> RunResult:
+        return train(compose_train(output, *TINY, f"paths.run={tmp_path / name}", *overrides), **options)
 
     return run
 

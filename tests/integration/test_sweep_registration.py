@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from flatfix.inference.package import open_package
+from flatfix.registry.register import PACKAGE
 from flatfix.registry.sweep import register_best
 from flatfix.registry.versions import list_versions
+from flatfix.training.packaging import package_run
 from tests.helpers.compose import ROOT, TINY
 from tests.helpers.mlflow_db import fresh_database
 from tests.integration.conftest import Train
@@ -16,47 +20,41 @@ from tests.integration.conftest import Train
 QUALIFIES = "callbacks.qualify.min_accuracy=0.01"
 
 
-def test_the_best_qualified_run_of_a_multirun_becomes_a_candidate_and_its_siblings_do_not(
-    run_tiny: Train, client: MlflowClient
+@pytest.mark.slow
+def test_the_package_that_is_made_later_is_the_one_that_is_made_at_once(
+    run_tiny: Train, client: MlflowClient, tmp_path: Path
 ) -> None:
-    words = ("registry.name=swept", "sweep.id=monday", QUALIFIES)
-    runs = [run_tiny(*words, f"trainer.max_epochs={epochs}", name=f"{epochs}") for epochs in (1, 4)]
-    unqualified = run_tiny("registry.name=swept", "sweep.id=monday", "callbacks.qualify.min_accuracy=1", name="no")
+    words = ("registry.register=false", "dataset.fold=1", "dataset.num_folds=4", "trainer.limit_batches=1")
+    run = run_tiny(QUALIFIES, *words)
+    at_once = open_package(Path(str(run.package))).card
+    package_run(client.tracking_uri, run.run_id)
+    later = open_package(Path(client.download_artifacts(run.run_id, PACKAGE, str(tmp_path)))).card
+    assert later.created > at_once.created
+    assert {**asdict(later), "created": ""} == {**asdict(at_once), "created": ""}
+    assert client.get_run(run.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_a_run_of_a_multirun_gets_its_package_when_it_is_registered(run_tiny: Train, client: MlflowClient) -> None:
+    parent = client.create_run("0").info.run_id
+    run = run_tiny(QUALIFIES, f"sweep.parent_run_id={parent}", "registry.name=swept")
     assert not client.search_registered_models("name='swept'"), "a run of the multirun did not wait for its end"
+    assert not client.list_artifacts(run.run_id, PACKAGE), "a package was made that may never be registered"
 
-    (registration,) = register_best(client.tracking_uri, "flatfix", sweep="monday", metric="loss", name="swept")
-    made = registration.version
-    assert made is not None
-
-    best = min(runs, key=lambda run: run.validation["loss"])
-    assert made.run_id == best.run_id != unqualified.run_id
-    assert [version.run_id for version in list_versions(client, "swept")] == [best.run_id]
-
-
-def test_of_a_multirun_over_two_datasets_the_best_run_of_each_becomes_a_candidate(
-    run_tiny: Train, client: MlflowClient
-) -> None:
-    words = ("sweep.id=thursday", QUALIFIES)
-    run_tiny(*words, name="one")
-    run_tiny(*words, "dataset.name=other", "dataset.source.seed=1", name="two")
-    made = register_best(client.tracking_uri, "flatfix", sweep="thursday", metric="accuracy", name=None)
-    assert {each.version.name for each in made if each.version} == {"tires", "other"}
+    (made,) = register_best(
+        client.tracking_uri, [run.run_id], "swept", lambda run_id: package_run(client.tracking_uri, run_id)
+    )
+    assert made.is_new
+    assert made.version
+    assert made.version.run_id == run.run_id
 
 
-def test_a_multirun_without_a_qualified_run_registers_nothing_and_says_by_how_much_each_missed(
-    run_tiny: Train, client: MlflowClient
-) -> None:
-    run_tiny("sweep.id=tuesday", "callbacks.qualify.max_loss=0.0001")
-    (made,) = register_best(client.tracking_uri, "flatfix", sweep="tuesday", metric="loss", name="swept")
-    assert made.version is None
-    assert "none of the 1 finished runs of tuesday qualified" in made.describe()
-    assert "misses max_loss 0.0001 by" in made.describe()
-
-
+@pytest.mark.slow
 def test_every_run_of_a_multirun_becomes_a_candidate_where_all_are_asked_for(
     run_tiny: Train, client: MlflowClient
 ) -> None:
-    run = run_tiny("registry.name=each", "sweep.id=wednesday", "sweep.register=all", QUALIFIES)
+    parent = client.create_run("0").info.run_id
+    run = run_tiny("registry.name=each", f"sweep.parent_run_id={parent}", "sweep.register=all", QUALIFIES)
     assert [version.run_id for version in list_versions(client, "each")] == [run.run_id]
 
 

@@ -194,6 +194,7 @@ def test_the_monitored_metric_chooses_the_checkpoint(run_tiny: Train, client: Ml
     epochs = [torch.load(checkpoints / f"{name}.ckpt", weights_only=True)["epoch"] for name in ("best", "last")]
     assert epochs == [result.best_epoch, 3]
     assert result.validation["loss"] == pytest.approx(min(losses))
+    assert result.objectives == {"loss": min(losses)}
 
 
 def test_debug_overfit_learns_one_batch_by_heart_or_says_no(
@@ -243,6 +244,7 @@ def test_a_diverging_run_fails_and_names_the_options(run_tiny: Train, client: Ml
         (["callbacks.qualify.min_accuracy=2"], r"callbacks\.qualify\.min_accuracy=2"),
         (["callbacks.qualify.min_accuracy=null", "callbacks.qualify.stop_when_qualified=true"], "no bound is set"),
         (["callbacks.early_stopping.delta=0.1"], r"early_stopping\.delta has no effect"),
+        (["sweep.objectives=[acuracy]"], r"sweep\.objectives=acuracy.*Did you mean 'accuracy'"),
         (["dataset.split.test_fraction=0.3"], r"dataset\.split\.test_fraction=0\.3: tires/v1 is already published"),
         (["dataset.version=v2", "dataset.publish=false"], r"dataset\.publish"),
     ],
@@ -301,11 +303,12 @@ def test_sample_fraction_trains_on_a_part_and_tests_on_all(run_tiny: Train, clie
     assert num_steps == (result.best_epoch + 1) * (48 // 16)
 
 
-def test_a_password_in_the_address_of_the_server_is_not_logged(output: Path, tmp_path: Path) -> None:
+def test_a_password_in_an_address_is_not_logged(output: Path, tmp_path: Path) -> None:
     logged: list[str] = []
-    cfg = compose_train(tmp_path, *TINY, "tracking.uri=http://bob:s3cret@127.0.0.1:9")
+    words = ["tracking.uri=http://bob:s3cret@127.0.0.1:9", "sweep.storage=postgresql://eve:s3cret@127.0.0.1/db"]
+    cfg = compose_train(tmp_path, *TINY, *words)
     (tmp_path / "runs/test/.hydra").mkdir(parents=True)
-    (tmp_path / "runs/test/.hydra/overrides.yaml").write_text("- tracking.uri=http://bob:s3cret@127.0.0.1:9\n")
+    (tmp_path / "runs/test/.hydra/overrides.yaml").write_text("".join(f"- {word}\n" for word in words))
     recorder = SimpleNamespace(
         log_params=lambda values: logged.append(str(values)),
         log_text=lambda text, name: logged.append("" if name.startswith("code/") else text),
@@ -315,6 +318,7 @@ def test_a_password_in_the_address_of_the_server_is_not_logged(output: Path, tmp
     manifest = SimpleNamespace(name="tires", version="v1", digest="d")
     log_facts(recorder, cfg, manifest)  # type: ignore[arg-type]
     assert "bob:***@" in "\n".join(logged)
+    assert "eve:***@" in "\n".join(logged)
     assert "s3cret" not in "\n".join(logged)
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from flatfix import machine
-from flatfix.machine import cpu_name, num_cores
+from flatfix.machine import CORES, cpu_name, num_cores
 
 
 @pytest.mark.parametrize(("quota", "expected"), [("100000 100000", 1), ("50000 100000", 1), ("max 100000", None)])
@@ -12,6 +12,15 @@ def test_the_quota_of_a_container_bounds_the_cores(tmp_path, monkeypatch, quota,
     monkeypatch.setattr(machine, "CPU_QUOTA", tmp_path / "none")
     without = num_cores()
     monkeypatch.setattr(machine, "CPU_QUOTA", tmp_path / "cpu.max")
+
+    assert num_cores() == (expected or without)
+
+
+@pytest.mark.parametrize(("share", "expected"), [("1", 1), ("0", 1), ("1000000", None), ("many", None)])
+def test_a_process_that_divides_the_cores_with_others_uses_its_share(monkeypatch, share, expected):
+    monkeypatch.delenv(CORES, raising=False)
+    without = num_cores()
+    monkeypatch.setenv(CORES, share)
 
     assert num_cores() == (expected or without)
 

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import flatfix
 from flatfix.config import help_page, resolvers
-from flatfix.config.exit_codes import ExitCode
+from flatfix.config.exit_codes import Ending, ExitCode
 from flatfix.config.groups import read_entry, settings
 from flatfix.config.instantiate import ALLOWED_TARGETS
 from flatfix.config.schema import Free, Schema, validate
@@ -36,12 +36,17 @@ Config = dict[str, Any]
 
 
 def entry_point(
-    name: str, conf: Path, schema: Schema, short: Mapping[str, str] | None = None
-) -> Callable[[Callable[[Config], ExitCode]], Callable[[], NoReturn]]:
+    name: str,
+    conf: Path,
+    schema: Schema,
+    short: Mapping[str, str] | None = None,
+    plugins: Callable[[], None] | None = None,
+) -> Callable[[Callable[[Config], Any]], Callable[[], NoReturn]]:
     """Turn `task` into a command that reads `conf/<name>.yaml` and the command line.
 
-    The task gets the validated config as plain values and returns an exit code. Wrong usage ends with exit code 2 and
-    a message, anything unexpected with 3 and a traceback. Of several jobs (`-m`) the largest code counts.
+    The task gets the validated config as plain values and returns an exit code, or something that has an `exit_code`.
+    Wrong usage ends with exit code 2 and a message, anything unexpected with 3 and a traceback. Of several jobs (`-m`)
+    the largest code counts, unless the sweeper that began them leaves with one of its own.
 
     Args:
         name: name of the primary config, without its ending.
@@ -49,28 +54,34 @@ def entry_point(
         schema: what every option accepts.
         short: options that the command line may also call by a shorter name, by that name: the one way to give an
             option the name of a group that other entry points have.
+        plugins: registers the Hydra plugins that `conf` names and Hydra does not find by itself.
     """
 
-    def decorate(task: Callable[[Config], ExitCode]) -> Callable[[], NoReturn]:
+    def decorate(task: Callable[[Config], Any]) -> Callable[[], NoReturn]:
         ended = ExitCode.DONE
 
         @functools.wraps(task)
-        def job(cfg: DictConfig) -> None:
+        def job(cfg: DictConfig) -> Ending:
             nonlocal ended
             try:
-                ended = max(ended, task(validate(cfg, schema, HydraConfig.get().overrides.task)))
+                result = task(validate(cfg, schema, HydraConfig.get().overrides.task))
+                ending = Ending(result if isinstance(result, ExitCode) else result.exit_code, result)
             except UserError as error:
-                ended = max(ended, _refuse(str(error)))
+                ending = Ending(_refuse(str(error)), reason=str(error))
                 if HydraConfig.get().output_subdir:
                     _discard_untouched(Path(HydraConfig.get().runtime.output_dir), name)
-            except Exception:
-                ended = max(ended, _crash())
-            if ended is ExitCode.INTERRUPTED:
+            except Exception as error:
+                ending = Ending(_crash(), reason=f"{type(error).__name__}: {error}")
+            ended = max(ended, ending.code)
+            if ending.code is ExitCode.INTERRUPTED:
                 raise KeyboardInterrupt  # of several jobs, those that would follow must not begin
+            return ending
 
         @functools.wraps(task)
         def main() -> NoReturn:
             resolvers.register()
+            if plugins:
+                plugins()
             sys.argv[1:] = [_spelled_out(word, short or {}) for word in sys.argv[1:]]
             # SIGTERM is to clear away what is half-written, as Ctrl-C does; training handles both itself.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -83,6 +94,8 @@ def entry_point(
                     help_page.show(name, conf, schema, doc=task.__doc__ or "")
                 else:
                     hydra.main(config_path=str(conf), config_name=name, execution_whitelist=ALLOWED_TARGETS)(job)()
+            except UserError as error:  # of a sweeper, before or between its jobs
+                sys.exit(_refuse(str(error)))
             except CompactHydraException as error:
                 sys.exit(_refuse(explain(error, name, conf, schema)))
             except ValueError as error:

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from flatfix.config.schema import Rule, Schema, Target
 
+HYDRA = "hydra"  # its own config
 PRIVATE = "local"  # conf/local holds the settings of one machine, see train.yaml
 
 
@@ -38,8 +39,9 @@ class Choice:
 
     @functools.cached_property
     def values(self) -> Mapping[str, Any]:
-        """Path and value of what the file sets, `_target_` included, as it is written there."""
-        return dict(_leaves(_composed(self.conf, self.file), f"{self.package}." if self.package else ""))
+        """Path and value of what the file sets for us, `_target_` included, as it is written there."""
+        composed = {key: value for key, value in _composed(self.conf, self.file).items() if key != HYDRA}
+        return dict(_leaves(composed, f"{self.package}." if self.package else ""))
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def read_entry(conf: Path, name: str) -> Entry:
         for key, default in chosen.items()
         if key != PRIVATE and not key.startswith("override ")
     ]
-    own = {key: value for key, value in content.items() if key not in ("defaults", "hydra")}
+    own = {key: value for key, value in content.items() if key not in ("defaults", HYDRA)}
     return Entry(_comment(file), dict(_leaves(own)), tuple(groups))
 
 

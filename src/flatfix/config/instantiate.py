@@ -13,10 +13,10 @@ from flatfix.errors import UserError, did_you_mean
 
 ALLOWED_TARGETS = [
     "flatfix.data.sources.*",
-    "flatfix.sweeps.registration.*",
     "flatfix.training.augment.*",
     "flatfix.training.losses.*",
     "flatfix.training.schedulers.*",
+    "optuna.pruners.*",
     "torch.optim.*",
     "timm.optim.*",
 ]

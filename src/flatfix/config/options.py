@@ -196,10 +196,36 @@ REGISTRY: Schema = {
 REGISTRATION: Schema = {
     **REGISTRY,
     "registry.register": Option(bool, "register a run that qualifies as a candidate"),
-    "sweep.id": Option(str, "what the runs of a multirun are known by (null: this is none)", optional=True),
     "sweep.register": Option(
         str, "which runs of a multirun become candidates, of those that qualify", choices=("best", "all", "none")
     ),
+}
+
+SWEEP: Schema = {
+    "sweep.name": Option(str, "name of a multirun; a sweep of the same name goes on where it was"),
+    "sweep.objectives": Option(
+        list, "what a sweep looks for, one or two: validation metrics, latency_ms (a picture), num_parameters"
+    ),
+    "sweep.n_trials": Option(int, "trials that are to finish: complete, pruned or failed", low=1),
+    "sweep.timeout_s": Option(float, "seconds after which no trial begins (null: no limit)", above=0, optional=True),
+    "sweep.workers": Option(int, "jobs of a multirun at a time; GPUs, or the processor's cores, are divided", low=1),
+    "sweep.storage": Option(str, "database of the studies: sqlite:///…, or postgresql+psycopg2://… for many machines"),
+    "sweep.max_retries": Option(int, "times that a trial is tried again whose process died", low=0),
+    "sweep.heartbeat_s": Option(int, "seconds between two signs of life of a trial; four missed ones: dead", low=1),
+    "sweep.parent_run_id": Option(str, "MLflow run of the multirun; set by it", optional=True),
+    "sweep.trial": Option(int, "number of the trial that this run is; set by the sweep", low=0, optional=True),
+}
+
+PRUNER: Schema = {
+    "pruner": Target(("optuna.pruners.",), "which trials end before their last epoch"),
+    "pruner.percentile": Option(float, "percentage of the earlier trials that is good enough", above=0, below=100),
+    "pruner.n_startup_trials": Option(int, "trials that complete before any is pruned", low=0),
+    "pruner.n_warmup_steps": Option(int, "epochs in which no trial is pruned", low=0),
+    "pruner.interval_steps": Option(int, "epochs between two looks", low=1),
+    "pruner.min_resource": Option(int, "epochs that every trial has", low=1),
+    "pruner.max_resource": Option(int, "epochs of a whole trial", low=1),
+    "pruner.reduction_factor": Option(int, "one of so many goes on at each step", low=2),
+    "pruner.min_early_stopping_rate": Option(int, "steps that are left out at the start", low=0),
 }
 
 RUNTIME: Schema = {
@@ -245,6 +271,8 @@ TRAIN: Schema = {
     **CALLBACKS,
     **TRACKING,
     **REGISTRATION,
+    **SWEEP,
+    **PRUNER,
     **PATHS,
 }
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from flatfix.errors import UserError
+from flatfix.errors import UserError, one_of
+from flatfix.evaluation.metrics import OBJECTIVES
 
 
 def package_file(package: str, relative: str) -> str:
@@ -29,14 +29,19 @@ def package_file(package: str, relative: str) -> str:
     return str(path)
 
 
-def multirun() -> str | None:
-    """Return the name of the folder of the multirun that this job belongs to, or None where it runs by itself."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return None
-    return Path(HydraConfig.get().sweep.dir).name
+def directions(objectives: Sequence[str]) -> str | list[str]:
+    """Return whether to `minimize` or to `maximize` the objective of a sweep, or of two, each of them.
+
+    Raises:
+        UserError: for an unknown objective, and for none or more than two.
+    """
+    if not 1 <= len(objectives) <= 2 or len(set(objectives)) < len(objectives):
+        raise UserError(f"sweep.objectives={list(objectives)}: name one objective, or two different ones.")
+    found = [f"{OBJECTIVES[one_of('sweep.objectives', name, OBJECTIVES)]}imize" for name in objectives]
+    return found[0] if len(found) == 1 else found
 
 
 def register() -> None:
     """Register the resolvers; calling it again changes nothing."""
     OmegaConf.register_resolver("package_file", package_file, replace=True)
-    OmegaConf.register_resolver("multirun", multirun, replace=True)
+    OmegaConf.register_resolver("directions", directions, replace=True)

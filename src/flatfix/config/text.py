@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
@@ -11,6 +11,11 @@ from omegaconf import OmegaConf
 def to_yaml(values: Mapping[str, Any]) -> str:
     """Write plain values as YAML, in their order."""
     return OmegaConf.to_yaml(OmegaConf.create(dict(values)))
+
+
+def from_yaml(text: str) -> dict[str, Any]:
+    """Read what `to_yaml` wrote."""
+    return cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.create(text)))
 
 
 def as_written(value: Any) -> str:

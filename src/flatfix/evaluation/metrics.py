@@ -21,6 +21,9 @@ METRICS: Final[dict[str, Literal["min", "max"]]] = {
 }
 """Every metric and the direction in which it gets better."""
 
+OBJECTIVES: Final[dict[str, Literal["min", "max"]]] = {**METRICS, "latency_ms": "min", "num_parameters": "min"}
+"""What a sweep may look for: a validation metric, milliseconds that the model takes for a picture, its parameters."""
+
 
 def compute(
     labels: NDArray[np.int64],

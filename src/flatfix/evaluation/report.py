@@ -177,6 +177,20 @@ def write_numbers(path: Path, numbers: Mapping[str, Any]) -> None:
         partial.write_text(json.dumps(defined(numbers), indent=2) + "\n", encoding="utf-8")
 
 
+def read_numbers(path: Path) -> dict[str, Any]:
+    """Read what `write_numbers` wrote."""
+
+    def floats(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: floats(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return tuple(floats(each) for each in value)
+        return math.nan if value is None else value
+
+    numbers: dict[str, Any] = floats(json.loads(path.read_text(encoding="utf-8")))
+    return numbers
+
+
 def _galleries(answers: Answers, pictures: NDArray[np.uint8]) -> dict[str, Gallery]:
     mistakes, uncertain = answers.worst_mistakes(NUM_PICTURES), answers.least_certain(NUM_PICTURES)
     num_wrong = int((~answers.is_right).sum())

@@ -132,8 +132,9 @@ def _card(client: MlflowClient, run_id: str) -> tuple[Card, str]:
         }
         if CARD not in held:
             raise UserError(
-                f"run_id={run_id}: the run has no model package among its artifacts. It is older than packages, or "
-                f"they could not be sent. {_advice(run_id)}"
+                f"run_id={run_id}: the run has no model package among its artifacts. It is one of a multirun, which "
+                "makes them of what it registers, it is older than packages, or they could not be sent. "
+                f"{_advice(run_id)}"
             )
         with tempfile.TemporaryDirectory() as folder:
             data = Path(client.download_artifacts(run_id, held[CARD], folder)).read_bytes()

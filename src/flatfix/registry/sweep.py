@@ -2,57 +2,61 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from functools import partial
 
-from flatfix.errors import enumerated
-from flatfix.evaluation.metrics import is_better
+from flatfix.errors import UserError, enumerated
+from flatfix.registry.patience import patiently
 from flatfix.registry.register import Registration, register
 from flatfix.tracking.connection import connect, told_as_user_error
 
-if TYPE_CHECKING:
-    from mlflow.entities import Run
 
-MAX_RUNS = 50_000  # more than MLflow gives at once
+def register_best(
+    uri: str, run_ids: Sequence[str], name: str | None, make_package: Callable[[str], None] | None = None
+) -> list[Registration]:
+    """Register the first run that finished, qualified, and has a package or can be given one.
 
-
-def register_best(uri: str, experiment: str, *, sweep: str, metric: str, name: str | None) -> list[Registration]:
-    """Register the finished and qualified run of a multirun with the best validation metric; of equals the newest.
-
-    Where its runs were trained on several datasets, whose metrics do not compare, the best run of each.
+    Where the runs were trained on several datasets, whose metrics do not compare, the first of each.
 
     Args:
         uri: where MLflow keeps the runs.
-        experiment: name of their experiment.
-        sweep: what the tag `sweep` of the runs says.
-        metric: a key of `METRICS`.
+        run_ids: the runs, the best first.
         name: registered model, or None for the name of the dataset.
+        make_package: makes the package of a run that has none, or not the whole of it; its `UserError` says that this
+            run cannot have one.
+
+    Returns:
+        What was registered; or, where nothing was, why each of the runs could not be.
 
     Raises:
-        UserError: when MLflow does not answer, and as `register` does.
+        UserError: when MLflow does not answer, or has no such run.
     """
-    with told_as_user_error(uri):
-        client = connect(uri)
-        found = client.get_experiment_by_name(experiment)
-        condition = f"tags.sweep = '{sweep}' and attributes.status = 'FINISHED'"
-        runs = client.search_runs([found.experiment_id], condition, max_results=MAX_RUNS) if found else []
-    best: dict[str, Run] = {}
-    for run in runs:  # the newest first
+    done: dict[str, Registration] = {}  # by the digest of the dataset
+    reasons = []
+    for run_id in run_ids:
+        with told_as_user_error(uri):
+            run = patiently(partial(connect(uri).get_run, run_id))
         digest = run.data.params.get("dataset_digest", "")
-        if _is_qualified(run) and (
-            digest not in best or is_better(metric, _value(run, metric), than=_value(best[digest], metric))
-        ):
-            best[digest] = run
-    if not best:
-        reasons = [f"{run.info.run_name}: {run.data.tags.get('qualification', 'no verdict')}" for run in runs]
-        why = f"none of the {len(runs)} finished runs of {sweep} qualified{enumerated(reasons)}"
-        return [Registration(None, False, why)]
-    return [register(uri, run.info.run_id, name) for run in best.values()]
+        if digest in done:
+            continue
+        try:
+            registration = _register(uri, run_id, name, make_package)
+        except UserError as error:
+            registration = Registration(None, False, str(error))
+        if registration.version is None:
+            reasons.append(f"{run.info.run_name}: {registration.reason}")
+        else:
+            done[digest] = registration
+    if not done:
+        return [Registration(None, False, f"none of the {len(run_ids)} runs can be{enumerated(reasons)}")]
+    return list(done.values())
 
 
-def _is_qualified(run: Run) -> bool:
-    return run.data.tags.get("qualified") == "true"
-
-
-def _value(run: Run, metric: str) -> float:
-    return float(run.data.metrics.get(f"best/{metric}", math.nan))
+def _register(uri: str, run_id: str, name: str | None, make_package: Callable[[str], None] | None) -> Registration:
+    try:
+        return register(uri, run_id, name)
+    except UserError:
+        if make_package is None:
+            raise
+    make_package(run_id)
+    return register(uri, run_id, name)

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from flatfix.errors import UserError
 from flatfix.tracking.connection import connect, in_one_line, redact, told_as_user_error
 from flatfix.tracking.outbox import Fact, Kind, Lost, Outbox, Refused, Unsent
 from flatfix.tracking.system_metrics import SystemMetrics
@@ -22,6 +23,8 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 MAX_PARAM_LENGTH = 6000  # MLflow's limits; it would cut longer values itself, with a warning for each
 MAX_TAG_LENGTH = 8000
+
+_REASON = "status_reason"  # the tag
 
 
 class Run:
@@ -89,6 +92,33 @@ class Run:
             run._system_metrics = SystemMetrics(run.log_metrics, run.run_id, uri)
         return run
 
+    @classmethod
+    def resume(cls, uri: str, run_id: str, buffer_dir: Path) -> Run:
+        """Return a run that exists, RUNNING again whatever it ended as.
+
+        Args:
+            uri: Where it is kept; see `preflight`.
+            run_id: Its id.
+            buffer_dir: Folder for `metrics.jsonl` and `unsent.jsonl`; that of the run has them already.
+
+        Raises:
+            UserError: MLflow cannot be used, or has no such run.
+        """
+        with told_as_user_error(uri):
+            from mlflow.exceptions import MlflowException
+
+            client = connect(uri)
+            try:
+                tags = client.get_run(run_id).data.tags
+                client.update_run(run_id, status="RUNNING")
+            except MlflowException as error:
+                if error.get_http_status_code() not in (400, 404):  # malformed or in the trash, and unknown
+                    raise
+                raise UserError(f"tracking.uri={redact(uri)}: has no run {run_id} to go on with.") from error
+            if _REASON in tags:
+                client.delete_tag(run_id, _REASON)  # of an end that was none
+        return cls(client, run_id, uri, buffer_dir)
+
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters as text, cut to the 6,000 characters that MLflow keeps."""
         self._put("param", {key: str(value)[:MAX_PARAM_LENGTH] for key, value in params.items()})
@@ -139,7 +169,7 @@ class Run:
         if self._system_metrics:
             self._system_metrics.stop()
         if reason is not None:
-            self.set_tags({"status_reason": reason})
+            self.set_tags({_REASON: reason})
         self._put("status", {"status": status})
         self._has_ended = True
         try:

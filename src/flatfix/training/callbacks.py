@@ -1,12 +1,13 @@
-"""Callbacks: early stopping, qualification, the one-batch test, and progress."""
+"""Callbacks: early stopping, pruning, qualification, the one-batch test, and progress."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from flatfix.console import bar, say
@@ -20,6 +21,11 @@ def epoch_metrics(module: L.LightningModule, split: str) -> dict[str, float]:
     """Return the metrics of the epoch that has just ended; callbacks come before the module's own logging of them."""
     assert isinstance(module, TrainingModule)
     return module.epoch_metrics(split)
+
+
+def as_logged(value: float) -> float:
+    """Return the float32 in which Lightning logs a value: what a sweep is told is what MLflow shows."""
+    return float(np.float32(value))
 
 
 class EarlyStopping(Callback):
@@ -74,6 +80,7 @@ class BestEpoch(Callback):
         self.bounds = bounds
         self.stop_when_qualified = stop_when_qualified
         self.epoch = -1
+        self.metrics: dict[str, float] = {}  # of validation, as logged in that epoch
         self._best_score: float | None = None
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -83,9 +90,32 @@ class BestEpoch(Callback):
             return
         self._best_score = float(score)
         self.epoch = trainer.current_epoch
-        if self.stop_when_qualified and qualify(epoch_metrics(pl_module, "val"), self.bounds).is_qualified:
+        figures = epoch_metrics(pl_module, "val")
+        self.metrics = {name: as_logged(value) for name, value in figures.items()}
+        if self.stop_when_qualified and qualify(figures, self.bounds).is_qualified:
             trainer.should_stop = True
             say(f"qualified in epoch {self.epoch + 1}: stopping")
+
+
+class Pruning(Callback):
+    """Report a validation metric of every epoch, and stop when told that it leads nowhere.
+
+    Args:
+        report: takes the number of epochs done and the metric, and answers whether to stop.
+        metric: a key of `METRICS`.
+    """
+
+    def __init__(self, report: Callable[[int, float], bool], metric: str) -> None:
+        self.report = report
+        self.metric = metric
+        self.is_pruned = False
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Ask; validation has ended by now, and its checkpoint is written."""
+        num_epochs, value = trainer.current_epoch + 1, as_logged(epoch_metrics(pl_module, "val")[self.metric])
+        if self.report(num_epochs, value) and num_epochs < (trainer.max_epochs or 1):  # the last one is trained by now
+            self.is_pruned = trainer.should_stop = True
+            say(f"pruned after epoch {num_epochs}: {self.metric} {value:.4f}")
 
 
 class OverfitBelow(Callback):

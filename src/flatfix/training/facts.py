@@ -30,7 +30,7 @@ PACKAGES = (
 
 def log_facts(run: Run, cfg: Mapping[str, Any], manifest: Manifest) -> str:
     """Log the named parameters, the flattened config, the config files and the state of the code; return its commit."""
-    uri = cfg["tracking"]["uri"]
+    secrets = (cfg["tracking"]["uri"], cfg["sweep"]["storage"])
     cfg = without_password(cfg)
     early_stopping = cfg["callbacks"]["early_stopping"]
     named = {
@@ -52,7 +52,10 @@ def log_facts(run: Run, cfg: Mapping[str, Any], manifest: Manifest) -> str:
     run.log_text(to_yaml(cfg), "config/resolved.yaml")
     overrides = Path(cfg["paths"]["run"]) / ".hydra" / "overrides.yaml"
     if overrides.is_file():
-        run.log_text(overrides.read_text(encoding="utf-8").replace(uri, redact(uri)), "config/overrides.yaml")
+        text = overrides.read_text(encoding="utf-8")
+        for uri in secrets:
+            text = text.replace(uri, redact(uri))
+        run.log_text(text, "config/overrides.yaml")
     provenance = Provenance.collect(Path(flatfix.__file__).parent, PACKAGES)
     run.log_dict(provenance.summary(), "code/provenance.json")
     commit = provenance.commit or "unknown"
@@ -64,7 +67,12 @@ def log_facts(run: Run, cfg: Mapping[str, Any], manifest: Manifest) -> str:
 
 def without_password(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config as it may be shown."""
-    return {**cfg, "tracking": {**cfg["tracking"], "uri": redact(cfg["tracking"]["uri"])}}
+    tracking, sweep = cfg["tracking"], cfg["sweep"]
+    return {
+        **cfg,
+        "tracking": {**tracking, "uri": redact(tracking["uri"])},
+        "sweep": {**sweep, "storage": redact(sweep["storage"])},
+    }
 
 
 def card(

@@ -10,14 +10,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flatfix.config.text import from_yaml
 from flatfix.console import say
 from flatfix.data.cache import Examples
-from flatfix.evaluation.predictions import Predictions
+from flatfix.data.version import open_version
+from flatfix.errors import UserError
+from flatfix.evaluation import predictions
 from flatfix.evaluation.profile import profile
+from flatfix.evaluation.report import read_numbers
 from flatfix.inference.package import Package
 from flatfix.models.classifier import Classifier, load_checkpoint
-from flatfix.models.export import Facts, export
+from flatfix.models.export import ExportError, Facts, export
 from flatfix.registry.packages import as_mlflow_model
+from flatfix.registry.register import PACKAGE
+from flatfix.tracking.connection import connect, in_one_line, told_as_user_error
+from flatfix.training.pictures import open_store_of, pictures_of
+from flatfix.training.quiet import quieten
+
+# What a run logs, and its package can be made of.
+RESOLVED, CHECKPOINT = "config/resolved.yaml", "checkpoints/best.ckpt"
+NUMBERS, VALIDATION = "evaluation/metrics.json", "evaluation/validation.parquet"
 
 # Reduced precision is permitted on the word of 1,000 pictures or more; each costs the time of every runtime.
 NUM_PICTURES = 1024
@@ -29,7 +41,7 @@ def package(
     checkpoint: Path,
     folder: Path,
     pictures: Mapping[str, Examples],
-    validation: Predictions,
+    calibrated: NDArray[np.float64],
     *,
     facts: Facts,
     config: str,
@@ -40,7 +52,7 @@ def package(
         checkpoint: one that knows its decision.
         folder: the package's, which must not exist.
         pictures: the decoded splits `val` and `test`.
-        validation: what the model said of `val`.
+        calibrated: `[N, C]`, what the model says of `val`.
         facts: what the card tells of the run.
         config: the run's config as YAML, to fine-tune from.
     """
@@ -53,15 +65,67 @@ def package(
             Path(temporary, "package"),
             pictures=_judging(pictures),
             reference=_spread(pictures["val"], NUM_REFERENCE),
-            profile=profile(
-                seen,
-                classifier.spec.decision.calibrate(validation.probabilities),
-                _features(classifier, seen),
-            ),
+            profile=profile(seen, calibrated, _features(classifier, seen)),
             facts=facts,
             config=config,
         )
         return as_mlflow_model(exported, folder)
+
+
+def package_run(uri: str, run_id: str) -> None:
+    """Make the package of a run that has finished and qualified, from what MLflow keeps of it, and log it there.
+
+    A multirun calls it for the runs that it registers: a package can take longer than the training.
+
+    Args:
+        uri: where MLflow keeps the run.
+        run_id: the run.
+
+    Raises:
+        UserError: when MLflow does not answer or lacks what the run logged, when the store lacks the version of the
+            dataset, or when the model cannot be exported.
+    """
+    quieten()
+    with told_as_user_error(uri):
+        client = connect(uri)
+        tags = client.get_run(run_id).data.tags
+    with tempfile.TemporaryDirectory() as temporary:
+        kept, folder = Path(temporary, "kept"), Path(temporary, PACKAGE)
+        kept.mkdir()
+        try:
+            client.download_artifacts(run_id, "", str(kept))
+            _package_again(kept, folder, run_id, tags)
+            client.log_artifacts(run_id, str(folder), PACKAGE)
+        except UserError:
+            raise
+        except ExportError as error:
+            raise UserError(str(error)) from error
+        except Exception as error:  # whatever an artifact store raises
+            raise UserError(f"run_id={run_id}: its package cannot be made and kept ({in_one_line(error)}).") from error
+
+
+def _package_again(kept: Path, folder: Path, run_id: str, tags: Mapping[str, str]) -> None:
+    """Make the package of a run from the artifacts that were kept of it."""
+    if missing := [name for name in (RESOLVED, CHECKPOINT, NUMBERS, VALIDATION) if not (kept / name).is_file()]:
+        raise UserError(f"run_id={run_id}: MLflow lacks its {', '.join(missing)}, which could not be sent.")
+    config = (kept / RESOLVED).read_text(encoding="utf-8")
+    cfg, numbers = from_yaml(config), read_numbers(kept / NUMBERS)
+    version = open_version(open_store_of(cfg), cfg["dataset"]["name"], cfg["dataset"]["version"])
+    package(
+        kept / CHECKPOINT,
+        folder,
+        {split: pictures_of(cfg, version, split) for split in ("val", "test")},
+        predictions.read(kept / VALIDATION).probabilities,
+        facts=Facts(
+            dataset={key: getattr(version.manifest, key) for key in ("name", "version", "digest")},
+            validation=numbers["validation"],
+            test=numbers["test"],
+            qualification=tags["qualification"],
+            run_id=run_id,
+            git_commit=tags["git_commit"],
+        ),
+        config=config,
+    )
 
 
 def _judging(pictures: Mapping[str, Examples]) -> NDArray[np.uint8]:

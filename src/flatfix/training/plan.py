@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from flatfix.config.instantiate import build
+from flatfix.config.resolvers import directions
 from flatfix.data.sources.base import Source
 from flatfix.data.splits import Fold, SplitRule
 from flatfix.errors import UserError, one_of
@@ -63,6 +64,7 @@ def make_plan(cfg: Mapping[str, Any]) -> Plan:
         bounds=parse_bounds(qualification),
         stop_when_qualified=stop_when_qualified,
     )
+    directions(cfg["sweep"]["objectives"])
     _check_model(cfg["model"], plan.augment)
     _check_recipe(cfg, plan)
     threshold.check(cfg["decision"])

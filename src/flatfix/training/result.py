@@ -13,7 +13,8 @@ class RunResult:
     """Tell how a run ended, in plain values.
 
     `validation` and `test` hold the metrics of the checkpoint that counts; `best_epoch` counts from 0, -1 for none;
-    `package` is the folder of the model package of a run that qualified.
+    `package` is the folder of the model package of a run that qualified. `objectives` holds a value for each of
+    `sweep.objectives`, and nothing where training was cut short: `is_pruned` says that a sweep did so.
     """
 
     run_id: str
@@ -27,3 +28,5 @@ class RunResult:
     test: dict[str, float] = field(default_factory=dict)
     qualification: Qualification | None = None
     package: str | None = None
+    objectives: dict[str, float] = field(default_factory=dict)
+    is_pruned: bool = False

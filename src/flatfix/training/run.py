@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import traceback
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,16 +18,15 @@ from numpy.typing import NDArray
 from flatfix.config.exit_codes import ExitCode
 from flatfix.config.text import to_yaml
 from flatfix.console import complain, say
-from flatfix.data.cache import Examples, counts, decoded, sample
+from flatfix.data.cache import Examples, counts
 from flatfix.data.datamodule import ImageDataModule, generator
 from flatfix.data.publish import resolve
 from flatfix.data.splits import SPLITS
-from flatfix.data.store import Store, open_store
+from flatfix.data.store import Store
 from flatfix.data.version import DatasetVersion, is_held
 from flatfix.errors import UserError, one_of
 from flatfix.evaluation import threshold
 from flatfix.evaluation.metrics import METRICS
-from flatfix.evaluation.predictions import Predictions
 from flatfix.evaluation.report import Evaluation, report
 from flatfix.inference.decision import Decision
 from flatfix.models import classifier as classifiers
@@ -41,7 +38,7 @@ from flatfix.tracking.run import Run, Status
 from flatfix.training import precision as precisions
 from flatfix.training import summary
 from flatfix.training.augment import Augment, Identity
-from flatfix.training.callbacks import BestEpoch, EarlyStopping, EpochProgress, OverfitBelow
+from flatfix.training.callbacks import BestEpoch, EarlyStopping, EpochProgress, OverfitBelow, Pruning
 from flatfix.training.checkpoint_io import AtomicCheckpointIO
 from flatfix.training.facts import card, log_facts, optimizer_name, without_password
 from flatfix.training.features import cached_features
@@ -50,11 +47,15 @@ from flatfix.training.judge import judge
 from flatfix.training.logger import RunLogger
 from flatfix.training.losses import Loss, loss_of
 from flatfix.training.module import TrainingModule
+from flatfix.training.objectives import objectives
 from flatfix.training.packaging import package
+from flatfix.training.pictures import open_store_of, pictures_of
 from flatfix.training.plan import Plan, make_plan
+from flatfix.training.quiet import quieten
 from flatfix.training.result import RunResult
 
 Config = Mapping[str, Any]
+Report = Callable[[int, float], bool]
 NUM_AUGMENTED = 24  # pictures in the report
 
 
@@ -82,25 +83,29 @@ class _Fit:
     module: TrainingModule
     best: BestEpoch
     overfit: OverfitBelow | None
+    is_pruned: bool
     pictures: Mapping[str, Examples]
     examples: Mapping[str, Examples]  # the pictures, or their features where the backbone is frozen
     about: Mapping[str, Mapping[str, str]]
 
 
-def train(cfg: Config) -> RunResult:
+def train(cfg: Config, *, report: Report | None = None, began: Callable[[str], None] | None = None) -> RunResult:
     """Train, test and track one run; the one place that sees the whole config.
+
+    Args:
+        cfg: the validated config.
+        report: is told after every epoch how many are done and the validation metric that is the sweep's objective, by
+            default the monitored one; when it answers True, training ends there, and the run as one that was pruned.
+        began: is told the id of the MLflow run as soon as there is one.
 
     Raises:
         UserError: for an option that does not work, as far as possible before any data is read.
     """
-    _quieten()
+    quieten()
     plan = make_plan(cfg)
     if any((Path(cfg["paths"]["run"]) / name).exists() for name in ("checkpoints", "metrics.jsonl")):
         raise UserError(f"paths.run={cfg['paths']['run']}: holds another run. Name another folder.")
-    dataset = cfg["dataset"]
-    store = open_store(
-        cfg["store"], cfg["paths"]["cache"], gigabytes=dataset["cache_gigabytes"], is_offline=dataset["offline"]
-    )
+    store = open_store_of(cfg)
     experiment_id = preflight(cfg["tracking"]["uri"], cfg["tracking"]["experiment"])
     run = None
     try:
@@ -111,9 +116,16 @@ def train(cfg: Config) -> RunResult:
                 tuple(version.manifest.splits["train"].values())
             )  # class weights are refused before the run begins
             run = _start(cfg, version, experiment_id)
+            if began:
+                began(run.run_id)
             setting = _Setting(cfg, plan, version, positive, run, log_facts(run, cfg, version.manifest))
-            fit = _fit(setting)
-            result = _overfit_result(setting, fit.trainer, fit.overfit) if fit.overfit else _conclude(setting, fit)
+            fit = _fit(setting, report)
+            if fit.overfit:
+                result = _overfit_result(setting, fit.trainer, fit.overfit)
+            elif fit.is_pruned:
+                result = _pruned_result(setting, fit)
+            else:
+                result = _conclude(setting, fit)
     except Interrupted as interruption:
         return _interrupted(cfg, run, str(interruption))
     except Exception as error:
@@ -171,14 +183,20 @@ def _positive_index(cfg: Config, classes: tuple[str, ...]) -> int | None:
 
 def _start(cfg: Config, version: DatasetVersion, experiment_id: str) -> Run:
     tracking, optimizer = cfg["tracking"], optimizer_name(cfg["optimizer"]).lower()
+    sweep = cfg["sweep"]
+    tags = {str(key): str(value) for key, value in tracking["tags"].items()}
+    if sweep["parent_run_id"]:
+        tags["sweep"] = sweep["name"]
+    if sweep["trial"] is not None:
+        tags["trial"] = str(sweep["trial"])
     return Run.start(
         tracking["uri"],
         experiment_id,
         name=tracking["run_name"] or f"{version.manifest.name} {cfg['model']['name']} {optimizer}",
-        tags={str(key): str(value) for key, value in tracking["tags"].items()}
-        | ({"sweep": cfg["sweep"]["id"]} if cfg["sweep"]["id"] else {}),
+        tags=tags,
         buffer_dir=Path(cfg["paths"]["run"]),
         system_metrics=tracking["system_metrics"],
+        parent_run_id=sweep["parent_run_id"],
     )
 
 
@@ -198,10 +216,11 @@ def _end(run: Run, status: Status, reason: str | None = None) -> None:
         say(unsent)
 
 
-def _fit(setting: _Setting) -> _Fit:
+def _fit(setting: _Setting, report: Report | None) -> _Fit:
     cfg, plan, version, run = setting.cfg, setting.plan, setting.version, setting.run
     L.seed_everything(cfg["seed"], workers=True, verbose=False)
-    pictures = _examples(cfg, plan, version)
+    overfits = cfg["trainer"]["overfit_below"]
+    pictures = {split: pictures_of(cfg, version, "train" if overfits else split) for split in SPLITS}
     train = pictures["train"]
     threshold.check(cfg["decision"], len(version.manifest.classes), pictures["val"].labels)
     loss = loss_of(plan.loss, train.labels, train.targets, len(version.manifest.classes))
@@ -217,11 +236,14 @@ def _fit(setting: _Setting) -> _Fit:
         save_on_train_epoch_end=False,
     )
     best = BestEpoch(checkpoint, plan.bounds, plan.stop_when_qualified)
-    overfit = OverfitBelow(cfg["trainer"]["overfit_below"]) if cfg["trainer"]["overfit_below"] else None
+    overfit = OverfitBelow(overfits) if overfits else None
+    objective = cfg["sweep"]["objectives"][0]
+    pruning = Pruning(report, objective) if report and objective in METRICS and not overfit else None
     profiler = SimpleProfiler() if cfg["trainer"]["profile"] else None
     callbacks: list[Callback] = (
         [overfit] if overfit else [checkpoint, _last_checkpoint(setting.folder), best, *_early_stopping(cfg)]
     )
+    callbacks += [EpochProgress(cfg["monitor"]), *([pruning] if pruning else [])]
     trainer = _trainer(cfg, precision, run, callbacks, profiler)
     examples = pictures
     if cfg["model"]["freeze"] == "backbone":
@@ -231,7 +253,8 @@ def _fit(setting: _Setting) -> _Fit:
     if profiler:
         summary.print_profile(profiler.recorded_durations)
     about = card(cfg, version.manifest, pictures, run.run_id, origin, f"{precision} ({why})", best.epoch)
-    return _Fit(trainer, module, best, overfit, pictures, examples, about)
+    is_pruned = pruning is not None and pruning.is_pruned
+    return _Fit(trainer, module, best, overfit, is_pruned, pictures, examples, about)
 
 
 def _conclude(setting: _Setting, fit: _Fit) -> RunResult:
@@ -263,7 +286,15 @@ def _conclude(setting: _Setting, fit: _Fit) -> RunResult:
         draw=cfg["report"],
     )
     _log_outcome(run, fit.best.epoch, decision, evaluation, checkpoint)
-    package = _package(setting, fit, checkpoint, validation, evaluation)
+    aims = objectives(
+        cfg["sweep"]["objectives"],
+        fit.best.metrics,
+        fit.module.classifier,
+        cfg["dataset"]["image_size"],
+        fit.trainer.strategy.root_device,
+    )
+    run.log_metrics({f"best/{name}": value for name, value in aims.items() if name not in METRICS}, fit.best.epoch)
+    package = _package(setting, fit, checkpoint, decision.calibrate(validation.probabilities), evaluation)
     result = RunResult(
         run_id=run.run_id,
         folder=str(setting.folder),
@@ -276,16 +307,20 @@ def _conclude(setting: _Setting, fit: _Fit) -> RunResult:
         test=evaluation.metrics,
         qualification=evaluation.qualification,
         package=str(package) if package else None,
+        objectives=aims,
     )
     summary.print_result(result, evaluation, decision, redact(cfg["tracking"]["uri"]))
     return result
 
 
 def _package(
-    setting: _Setting, fit: _Fit, checkpoint: Path, validation: Predictions, evaluation: Evaluation
+    setting: _Setting, fit: _Fit, checkpoint: Path, calibrated: NDArray[np.float64], evaluation: Evaluation
 ) -> Path | None:
-    """Make the package of a run that qualifies, and log it; return where it is."""
-    if not evaluation.qualification.is_qualified:
+    """Make the package of a run that qualifies, and log it; return where it is.
+
+    It takes longer than many a training: a multirun makes those that it registers, see `package_run`.
+    """
+    if not evaluation.qualification.is_qualified or _is_left_to_sweep(setting.cfg):
         return None
     manifest = setting.version.manifest
     facts = Facts(
@@ -297,14 +332,19 @@ def _package(
         git_commit=setting.git_commit,
     )
     folder = setting.folder / PACKAGE
-    package(checkpoint, folder, fit.pictures, validation, facts=facts, config=to_yaml(without_password(setting.cfg)))
+    package(checkpoint, folder, fit.pictures, calibrated, facts=facts, config=to_yaml(without_password(setting.cfg)))
     setting.run.log_artifact(folder)
     return folder
 
 
+def _is_left_to_sweep(cfg: Config) -> bool:
+    """Tell whether the run is one of a multirun whose end chooses what is registered."""
+    return bool(cfg["sweep"]["parent_run_id"]) and cfg["sweep"]["register"] != "all"
+
+
 def _register(cfg: Config, run: Run) -> None:
-    """Make a candidate of a run that qualified; of a multirun, whose end chooses, only where all are to become one."""
-    if not cfg["registry"]["register"] or (cfg["sweep"]["id"] and cfg["sweep"]["register"] != "all"):
+    """Make a candidate of a run that qualified."""
+    if not cfg["registry"]["register"]:
         return
     try:
         registration = register(cfg["tracking"]["uri"], run.run_id, cfg["registry"]["name"])
@@ -338,33 +378,6 @@ def _data(cfg: Config, examples: Mapping[str, Examples]) -> ImageDataModule:
         seed=cfg["seed"],
         is_balanced=dataset["sampler"] == "balanced",
     )
-
-
-def _examples(cfg: Config, plan: Plan, version: DatasetVersion) -> dict[str, Examples]:
-    """Decode every split, and keep the part that the config asks for."""
-    dataset, trainer = cfg["dataset"], cfg["trainer"]
-    examples = {
-        split: decoded(
-            version,
-            split,
-            image_size=dataset["image_size"],
-            resize=dataset["resize"],
-            cache_dir=Path(cfg["paths"]["cache"]),
-            fold=plan.fold,
-            gigabytes=dataset["decoded_gigabytes"],
-        )
-        for split in SPLITS
-    }
-    examples["train"] = sample(examples["train"], dataset["sample_fraction"], cfg["seed"])
-    limit = 1 if trainer["overfit_below"] else trainer["limit_batches"]
-    if limit:
-        count = limit * dataset["batch_size"]
-        examples = {
-            split: sample(each, min(1.0, count / len(each.labels)), cfg["seed"]) for split, each in examples.items()
-        }
-    if trainer["overfit_below"]:
-        examples = dict.fromkeys(SPLITS, examples["train"])
-    return examples
 
 
 def _classifier(cfg: Config, version: DatasetVersion) -> tuple[Classifier, str]:
@@ -407,7 +420,7 @@ def _trainer(
         precision=precision,  # type: ignore[arg-type]
         gradient_clip_val=trainer["gradient_clip"],
         logger=RunLogger(run),
-        callbacks=[*callbacks, EpochProgress(cfg["monitor"])],
+        callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         profiler=profiler,
         enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
@@ -493,14 +506,23 @@ def _overfit_result(setting: _Setting, trainer: L.Trainer, overfit: OverfitBelow
     )
 
 
-def _quieten() -> None:
-    """Keep lines that nobody can act on off the screen."""
-    for name in ("lightning.pytorch", "lightning.fabric", "matplotlib", "botocore", "onnx_ir", "onnxscript"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        ".*LeafSpec.* is deprecated",  # Lightning 2.6 on torch 2.15
-        "The number of training batches",  # it is about per-step logging, and nothing is logged per step
-        "Found .* in eval mode",  # a frozen backbone is meant to be
-    ):
-        warnings.filterwarnings("ignore", message=message)
-    torch.set_float32_matmul_precision("high")
+def _pruned_result(setting: _Setting, fit: _Fit) -> RunResult:
+    run, num_epochs = setting.run, fit.trainer.current_epoch
+    run.set_tags(
+        {
+            "pruned": "true",
+            "pruned_epoch": num_epochs,
+            "qualified": "false",
+            "qualification": f"pruned after epoch {num_epochs}",
+        }
+    )
+    return RunResult(
+        run_id=run.run_id,
+        folder=str(setting.folder),
+        status="FINISHED",
+        exit_code=ExitCode.DONE,
+        checkpoint=fit.best.checkpoint.best_model_path,
+        best_epoch=fit.best.epoch,
+        num_epochs=num_epochs,
+        is_pruned=True,
+    )

@@ -21,7 +21,7 @@ from flatfix.evaluation.measures import measure
 from flatfix.evaluation.metrics import METRICS
 from flatfix.evaluation.predictions import Predictions
 from flatfix.evaluation.qualification import Bound
-from flatfix.evaluation.report import NUM_PICTURES, Evaluation, report
+from flatfix.evaluation.report import NUM_PICTURES, Evaluation, read_numbers, report
 from tests.helpers.answers import HOSTILE_NAMES, decision, said
 from tests.helpers.images import colours
 
@@ -270,6 +270,14 @@ def test_second_report_replaces_the_first_and_what_it_no_longer_shows(tmp_path: 
     assert json.loads((folder / "metrics.json").read_text())["test"] == later.metrics
     assert {path.stem for path in folder.glob("*.png")} == set(FIGURES)
     assert Page(folder / "report.html").values("id") == list(SECTIONS)
+
+
+def test_the_numbers_are_read_as_they_were_written(tmp_path: Path) -> None:
+    test = said(2)
+    evaluation = evaluate(tmp_path, test=dataclasses.replace(test, labels=np.ones_like(test.labels)))
+    numbers = read_numbers(tmp_path / "metrics.json")
+    np.testing.assert_equal(numbers["test"], evaluation.metrics)  # for which nan is nan
+    np.testing.assert_equal(numbers["intervals"], evaluation.intervals)
 
 
 def test_undefined_metric_is_null_in_the_file(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
+from flatfix.errors import UserError
 from flatfix.tracking import Run, Status, outbox, preflight
 from flatfix.tracking.connection import connect
 from tests.helpers.mlflow_db import fresh_database
@@ -185,6 +186,31 @@ def test_a_child_is_shown_under_its_parent(start: Callable[..., Run], uri: str) 
     assert MlflowClient(uri).get_parent_run(child.run_id).info.run_id == parent.run_id
     child.end("FINISHED")
     parent.end("FINISHED")
+
+
+def test_a_run_that_was_interrupted_goes_on_as_itself(start: Callable[..., Run], uri: str, tmp_path: Path) -> None:
+    first = start("first")
+    first.log_metrics({"loss": 2.0}, 0)
+    first.end("KILLED", "interrupted by SIGINT")
+    second = Run.resume(uri, first.run_id, tmp_path / "first")
+    found = MlflowClient(uri).get_run(first.run_id)
+    assert found.info.status == "RUNNING"
+    assert "status_reason" not in found.data.tags
+    second.log_metrics({"loss": 1.0}, 1)
+    assert second.history() == {0: {"loss": 2.0}, 1: {"loss": 1.0}}
+    second.end("FINISHED")
+    found = MlflowClient(uri).get_run(first.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.metrics["loss"] == 1.0
+
+
+def test_a_run_that_is_gone_cannot_go_on(start: Callable[..., Run], uri: str, tmp_path: Path) -> None:
+    thrown_away = start("thrown-away")
+    thrown_away.end("FINISHED")
+    MlflowClient(uri).delete_run(thrown_away.run_id)
+    for run_id in (thrown_away.run_id, "0" * 32):
+        with pytest.raises(UserError, match=f"has no run {run_id} to go on with"):
+            Run.resume(uri, run_id, tmp_path / "second")
 
 
 def test_two_runs_in_one_process_share_nothing(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 
-from flatfix.training.callbacks import BestEpoch, EarlyStopping
+from flatfix.training.callbacks import BestEpoch, EarlyStopping, Pruning
 from flatfix.training.module import draw_views, parameter_groups
+from tests.helpers.fit import fit
 from tests.helpers.models import make_module
 
 
@@ -49,6 +51,22 @@ def test_the_metrics_that_count_are_those_of_the_epoch_that_the_checkpoint_chose
         module.epoch_metrics = lambda split, at=score: {"accuracy": at}  # type: ignore[method-assign,misc]
         best.on_train_epoch_end(SimpleNamespace(current_epoch=epoch), module)  # type: ignore[arg-type]
     assert best.epoch == 1
+    assert best.metrics == {"accuracy": pytest.approx(0.9)}
+
+
+def test_training_stops_when_told_that_it_is_pruned_and_every_epoch_was_reported() -> None:
+    seen: list[tuple[int, float]] = []
+
+    def report(epochs: int, value: float) -> bool:
+        seen.append((epochs, value))
+        return epochs == 2
+
+    pruning = Pruning(report, "accuracy")
+    trainer = fit(make_module(), pruning, max_epochs=5)
+    assert pruning.is_pruned
+    assert trainer.current_epoch == 2
+    assert [epochs for epochs, _ in seen] == [1, 2]
+    assert seen[-1][1] == float(trainer.callback_metrics["val/accuracy"]), "not what is logged"
 
 
 def test_early_stopping_goes_on_from_its_state() -> None:

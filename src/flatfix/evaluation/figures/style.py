@@ -50,17 +50,28 @@ def stacked(title: str, height: float, ratios: Sequence[float] = (1,)) -> tuple[
         height: inches.
         ratios: relative height of each of the axes.
     """
-    figure = Figure(figsize=(WIDTH, height), dpi=160, layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.07))
-    FigureCanvasAgg(figure)
+    figure = blank(WIDTH, height)
     column = figure.subplots(len(ratios), sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
     for axes in column:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(GREY)
-        axes.tick_params(colors=INK, labelsize=FONT_SIZE, color=GREY)
-        axes.grid(color="#E6E6E6", linewidth=0.8)
-        axes.set_axisbelow(True)
+        tidy(axes)
     set_title(figure, title)
     return figure, list(column)
+
+
+def blank(width: float, height: float) -> Figure:
+    """Return a figure of so many inches without anything in it."""
+    figure = Figure(figsize=(width, height), dpi=160, layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.07))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def tidy(axes: Axes) -> None:
+    """Give axes a pale grid behind what is drawn, and no lines above and to the right."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(colors=INK, labelsize=FONT_SIZE, color=GREY)
+    axes.grid(color="#E6E6E6", linewidth=0.8)
+    axes.set_axisbelow(True)
 
 
 def set_title(figure: Figure, title: str, width: int = _TITLE_WIDTH, **place: Any) -> None:

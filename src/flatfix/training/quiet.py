@@ -1,0 +1,21 @@
+"""Keep lines that nobody can act on off the screen."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import torch
+
+
+def quieten() -> None:
+    """Silence what the libraries of training say of themselves, for the rest of the process."""
+    for name in ("lightning.pytorch", "lightning.fabric", "matplotlib", "botocore", "onnx_ir", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*LeafSpec.* is deprecated",  # Lightning 2.6 on torch 2.15
+        "The number of training batches",  # it is about per-step logging, and nothing is logged per step
+        "Found .* in eval mode",  # a frozen backbone is meant to be
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    torch.set_float32_matmul_precision("high")
