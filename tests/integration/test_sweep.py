@@ -200,7 +200,8 @@ def test_a_job_of_a_plain_multirun_that_fails_ends_no_other(sweeps: Sweeps) -> N
         (("optimizer.lr=interval(0.1,0.2)", "sweep.name=a/b"), "sweep.name=a/b"),
         (("optimizer.lr=interval(0.1,0.2)", "sweep.storage=mysqll://x"), "sweep.storage=mysqll://x"),
         (("optimizer.lr=interval(0.1,0.2)", "sweep.objectives=[accuracy,speed]"), "sweep.objectives=speed"),
-        (("optimizer.lr=interval(0.1,0.2)", "hydra/launcher=basic", "sweep.workers=2"), "sweep.workers=2"),
+        (("optimizer.lr=interval(0.1,0.2)", "hydra/launcher=basic", "sweep.workers=2"), "sweep.workers=2: Basic"),
+        (("optimizer.lr=interval(0.1,0.2)", "hydra/launcher=joblib", "sweep.workers=2"), "sweep.workers=2: Joblib"),
     ],
 )
 def test_what_makes_no_sweep_is_refused_before_anything_begins(

@@ -8,11 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
+from flatfix.config.exit_codes import Ending, ExitCode
 from flatfix.console import complain, say
 from flatfix.errors import UserError
 from flatfix.sweeps.parent import Parent
+from flatfix.sweeps.remote import Died
 
 RANKS = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 
@@ -31,6 +34,40 @@ def refuse_ranks() -> None:
                 "Start train.py -m without torchrun or srun: with sweep.workers=N it keeps N jobs running, each on a "
                 "GPU of its own."
             )
+
+
+def check_launcher(launcher: Launcher, workers: int) -> None:
+    """Refuse several jobs at a time with a launcher that is not made for being called by several threads.
+
+    Raises:
+        UserError: naming those that are.
+    """
+    if workers > 1 and not hasattr(launcher, "stop"):
+        raise UserError(
+            f"sweep.workers={workers}: {type(launcher).__name__} runs one job at a time for a multirun of Flatfix. "
+            "Choose hydra/launcher=processes (the default), ray or submitit, or sweep.workers=1."
+        )
+
+
+def run_job(launcher: Launcher, overrides: Sequence[str], number: int) -> Ending:
+    """Have a launcher run one job, and return how it ended.
+
+    Raises:
+        Died: the job ended without a word.
+        UserError: the launcher cannot run any job.
+    """
+    try:
+        (returned,) = launcher.launch([overrides], initial_job_idx=number)
+    except UserError:
+        raise
+    except Exception as error:  # its config does not compose, or whatever else a launcher of others raises
+        return Ending(ExitCode.ERROR, reason=f"{type(error).__name__}: {error}")
+    answer = returned._return_value  # `return_value` would raise a failure, and print the overrides first
+    if isinstance(answer, Ending):
+        return answer
+    if isinstance(answer, Died):
+        raise answer
+    return Ending(ExitCode.ERROR, reason=f"{type(answer).__name__}: {answer}")
 
 
 def folder_of(config: DictConfig) -> Path:

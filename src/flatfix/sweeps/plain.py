@@ -7,7 +7,6 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
@@ -21,8 +20,9 @@ from flatfix.evaluation.metrics import OBJECTIVES
 from flatfix.sweeps import commands, seeds
 from flatfix.sweeps.composition import composed
 from flatfix.sweeps.findings import FOLDER
-from flatfix.sweeps.multirun import begin_parent, folder_of, refuse_ranks, register
+from flatfix.sweeps.multirun import begin_parent, check_launcher, folder_of, refuse_ranks, register, run_job
 from flatfix.sweeps.parent import Parent
+from flatfix.sweeps.remote import Died
 from flatfix.sweeps.signals import stopping
 from flatfix.tracking.run import Status
 from flatfix.training.result import RunResult
@@ -42,8 +42,8 @@ class PlainSweep(BasicSweeper):
         """Take what Hydra gives a sweeper."""
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         assert self.launcher is not None
-        workers = 1 if isinstance(self.launcher, BasicLauncher) else config.sweep.workers
-        self._jobs = self.launcher = Jobs(self.launcher, workers)
+        check_launcher(self.launcher, config.sweep.workers)
+        self._jobs = self.launcher = Jobs(self.launcher, config.sweep.workers)
 
     def sweep(self, arguments: list[str]) -> None:
         """Run all jobs, compare them, and register the best.
@@ -152,16 +152,12 @@ class Jobs(Launcher):
         if self._stopping.is_set():
             return Ending(ExitCode.INTERRUPTED)
         try:
-            (returned,) = self._launcher.launch([overrides], initial_job_idx=number)
-            ending: Ending = returned.return_value
+            return run_job(self._launcher, overrides, number)
         except KeyboardInterrupt:  # from a launcher that runs jobs in this process
             self.stop()
             return Ending(ExitCode.INTERRUPTED)
-        except Exception as error:
-            if self._stopping.is_set():
-                return Ending(ExitCode.INTERRUPTED, reason=str(error))
-            return Ending(ExitCode.ERROR, reason=f"{type(error).__name__}: {error}")
-        return ending
+        except Died as error:
+            return Ending(ExitCode.INTERRUPTED if self._stopping.is_set() else ExitCode.ERROR, reason=str(error))
 
 
 def _has_finished(result: object) -> bool:

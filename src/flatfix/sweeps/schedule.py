@@ -38,7 +38,7 @@ class Schedule:
         study: with its sampler and its pruner.
         storage: that of the study.
         configure: gives the trial, which was just asked for, its parameters.
-        run: runs the job of a trial, and returns when it has ended; raises nothing.
+        run: runs the job of a trial, and returns when it has ended; raises only what no trial would outlive.
         n_trials: trials that are to finish.
         workers: jobs at a time.
         heartbeat_s: seconds between two signs of life.
@@ -120,7 +120,7 @@ class Schedule:
             while not self._may_not_begin():
                 trial = self._next()
                 if trial is not None:
-                    self._finish(trial, self._run(trial))
+                    self._finish(trial, self._run_or_give_back(trial))
                 elif self.is_complete:
                     return
                 else:
@@ -149,17 +149,28 @@ class Schedule:
             # Another sweeper may have asked at the same moment: the order of their numbers decides who was in time.
             before = [each for each in counted(patiently(self._trials)) if each.number < trial.number]
             if len(before) >= self._n_trials:
-                patiently(lambda: trial.set_user_attr(GIVEN_BACK, True))
-                self._tell(trial.number, Outcome("failed"))
-                self._running.discard(trial._trial_id)
+                self._give_back(trial)
                 return None
             try:
                 self._configure(trial)
             except BaseException:
-                patiently(lambda: trial.set_user_attr(GIVEN_BACK, True))
-                self._tell(trial.number, Outcome("failed"))
+                self._give_back(trial)
                 raise
             return trial
+
+    def _run_or_give_back(self, trial: Trial) -> Outcome:
+        try:
+            return self._run(trial)
+        except BaseException:  # no trial can run
+            with self._asking:
+                self._give_back(trial)
+            raise
+
+    def _give_back(self, trial: Trial) -> None:
+        """Have a trial that did not run count no more."""
+        patiently(lambda: trial.set_user_attr(GIVEN_BACK, True))
+        self._tell(trial.number, Outcome("failed"))
+        self._running.discard(trial._trial_id)
 
     def _finish(self, trial: Trial, outcome: Outcome) -> None:
         with self._asking:

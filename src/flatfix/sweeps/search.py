@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from typing import Any, Literal, cast
 
 import optuna
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from hydra.utils import instantiate
@@ -21,14 +20,14 @@ from omegaconf import DictConfig
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from flatfix.config.exit_codes import Ending, ExitCode
+from flatfix.config.exit_codes import ExitCode
 from flatfix.config.instantiate import build
 from flatfix.console import complain, say
 from flatfix.errors import UserError
 from flatfix.sweeps import commands
 from flatfix.sweeps.composition import composed, corners
 from flatfix.sweeps.findings import best_first, write_findings
-from flatfix.sweeps.multirun import begin_parent, folder_of, refuse_ranks, register
+from flatfix.sweeps.multirun import begin_parent, check_launcher, folder_of, refuse_ranks, register, run_job
 from flatfix.sweeps.remote import Died
 from flatfix.sweeps.schedule import Schedule
 from flatfix.sweeps.signals import stopping
@@ -117,11 +116,7 @@ class Search(OptunaSweeperImpl):
             )
         if not re.fullmatch(r"\w[\w.-]*", self._name):
             raise UserError(f"sweep.name={self._name}: not a name for a sweep. Use letters, digits and . _ -")
-        if isinstance(self.launcher, BasicLauncher) and self.n_jobs > 1:
-            raise UserError(
-                f"sweep.workers={self.n_jobs}: hydra/launcher=basic runs one job at a time. "
-                "Choose hydra/launcher=processes, or sweep.workers=1."
-            )
+        check_launcher(self.launcher, self.n_jobs)
         for point in corners(self._space):
             words = [f"{name}={value}" for name, value in {**point, **self._fixed}.items()]
             composed(self.hydra_context, self.config, [*words, *self._deletions])
@@ -209,13 +204,10 @@ class Search(OptunaSweeperImpl):
         words = [*trial.user_attrs[OVERRIDES], *of_the_sweep]
         say(f"trial {trial.number}: {settings(trial.params)}")
         try:
-            (returned,) = self.launcher.launch([words], initial_job_idx=trial.number)
-            ending: Ending = returned.return_value
+            ending = run_job(self.launcher, words, trial.number)
         except (Died, KeyboardInterrupt) as error:  # the latter from a launcher that runs jobs in this process
             is_interrupted = self._is_killing.is_set() or isinstance(error, KeyboardInterrupt)
             return Outcome("died", reason=INTERRUPTED if is_interrupted else str(error))
-        except Exception as error:
-            return Outcome("failed", reason=f"{type(error).__name__}: {error}")
         return Outcome("failed", reason=ending.reason or "it ended, and the study was never told how")
 
     def _finished(self, trial: FrozenTrial) -> None:

@@ -12,6 +12,7 @@ import pytest
 from optuna.storages import RDBStorage
 from optuna.trial import Trial, TrialState
 
+from flatfix.errors import UserError
 from flatfix.sweeps.schedule import Schedule
 from flatfix.sweeps.storage import open_storage
 from flatfix.sweeps.trials import GIVEN_BACK, INTERRUPTED, OUTCOME, REASON, WORKER, Outcome, counted, replaced
@@ -227,6 +228,15 @@ def test_a_grid_is_gone_through_once(tmp_path: Path) -> None:
     bench = Bench(tmp_path, optuna.samplers.GridSampler({"x": [0.0, 0.5, 1.0]}, seed=0))
     bench.work(n_trials=3, workers=2)
     assert sorted(trial.params["x"] for trial in bench.study.trials) == [0.0, 0.5, 1.0]
+
+
+def test_where_no_trial_can_run_the_sweep_ends_with_the_error_and_counts_none(bench: Bench) -> None:
+    def run(trial: Trial) -> Outcome:
+        raise UserError("sbatch is not here")
+
+    with pytest.raises(UserError, match="sbatch"):
+        bench.work(run, workers=2)
+    assert bench.states == []
 
 
 def test_a_sampler_that_fails_ends_the_sweep_with_its_error_and_leaves_no_trial_running(bench: Bench) -> None:
