@@ -113,6 +113,11 @@ class Sweeps:
         assert len(used) == len(set(used))
 
 
+def with_seeds(cfg: object, trial: optuna.Trial) -> None:
+    """Have a trial search for its seed: what `custom_search_space` names."""
+    trial.suggest_int("seed", 1, 100)
+
+
 def kill(trial: FrozenTrial) -> None:
     """Kill the process that trains a trial."""
     os.kill(int(trial.user_attrs[WORKER].rsplit(" ", 2)[1]), signal.SIGKILL)

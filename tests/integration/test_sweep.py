@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import optuna
 import pytest
 from optuna.trial import TrialState
 
@@ -120,6 +121,17 @@ def test_ctrl_c_lets_the_running_trials_end_and_the_printed_command_goes_on(swee
 
 
 @pytest.mark.slow
+def test_ctrl_c_ends_a_sweep_whose_launcher_runs_jobs_in_its_own_process(sweeps: Sweeps) -> None:
+    words = (*SPACE, "hydra/launcher=basic", "sweep.n_trials=3", "sweep.name=s", "trainer.max_epochs=4000")
+    with sweeps.running(*words) as sweeper:
+        sweeps.wait_for(lambda trials: any(map(has_begun, trials)))
+        sweeper.send_signal(signal.SIGINT)
+        said, _ = sweeper.communicate(timeout=120)
+    assert sweeper.returncode == 75, said
+    assert [trial.state for trial in counted(sweeps.trials())] == [TrialState.WAITING]
+
+
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_the_running_trials_which_the_next_command_tries_again(sweeps: Sweeps) -> None:
     words = (*SPACE, "sweep.n_trials=2", "sweep.workers=2", "sweep.name=s", "pruner=none", "sweep.max_retries=0")
     with sweeps.running(*words, "trainer.max_epochs=4000") as sweeper:
@@ -157,6 +169,51 @@ def test_the_best_trial_alone_registers_and_its_command_trains_it_again(sweeps: 
     (run,) = [run for run in sweeps.search("") if not {"sweep", "multirun"} & run.data.tags.keys()]
     history = sweeps.client.get_metric_history(run.info.run_id, "val/accuracy")
     assert max(metric.value for metric in history) == best.value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("choice", "space"),
+    [
+        ("random", ()),
+        ("cmaes", ()),
+        ("grid", ("optimizer.lr=choice(0.001,0.01)", "optimizer.weight_decay=0.01", "dataset.batch_size=16")),
+        ("pareto", ("model=choice(cnn,tiny_vgg)", "dataset.image_size=choice(32,40)")),
+    ],
+)
+def test_every_kind_of_sweep_runs(sweeps: Sweeps, choice: str, space: tuple[str, ...]) -> None:
+    words = (f"sweep={choice}", "sweep.name=s", "sweep.n_trials=3", "trainer.max_epochs=1", "sweep.workers=2")
+    done = sweeps.run(*words, *space)
+    assert done.returncode == 0, done.stdout + done.stderr
+    states = Counter(trial.state for trial in counted(sweeps.trials()))
+    assert states == {COMPLETE: 2 if choice == "grid" else 3}
+    if choice == "pareto":
+        assert (sweeps.folder / "runs" / "s" / "findings" / "pareto.png").is_file()
+        assert "beaten by none in both accuracy and latency_ms" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_options_of_hydra_optuna_sweeper_work_under_their_own_names(sweeps: Sweeps) -> None:
+    storage = f"sqlite:///{sweeps.folder}/theirs.db"
+    options = {
+        "n_trials": "2",
+        "n_jobs": "2",
+        "study_name": "theirs",
+        "storage": storage,
+        "direction": "minimize",
+        "max_failure_rate": "0.5",
+        "custom_search_space": "tests.helpers.sweeps.with_seeds",
+    }
+    words = [f"hydra.sweeper.{name}={value}" for name, value in options.items()]
+    done = sweeps.run("hydra/sweeper=optuna", "hydra/sweeper/sampler=qmc", *words, "trainer.max_epochs=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    study = optuna.load_study(study_name="theirs", storage=storage)
+    assert [trial.state for trial in study.trials] == [COMPLETE] * 2
+    assert study.direction.name == "MINIMIZE"
+    seeds = [int(sweeps.client.get_run(trial.user_attrs[RUN_ID]).data.params["seed"]) for trial in study.trials]
+    assert seeds == [trial.params["seed"] for trial in study.trials]
+    results = (sweeps.folder / "runs" / "theirs" / "optimization_results.yaml").read_text()
+    assert f"best_value: {study.best_value}" in results
 
 
 @pytest.mark.slow

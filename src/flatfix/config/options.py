@@ -220,7 +220,7 @@ PRUNER: Schema = {
     "pruner": Target(("optuna.pruners.",), "which trials end before their last epoch"),
     "pruner.percentile": Option(float, "percentage of the earlier trials that is good enough", above=0, below=100),
     "pruner.n_startup_trials": Option(int, "trials that complete before any is pruned", low=0),
-    "pruner.n_warmup_steps": Option(int, "epochs in which no trial is pruned", low=0),
+    "pruner.n_warmup_steps": Option(int, "no trial is pruned before this epoch", low=0),
     "pruner.interval_steps": Option(int, "epochs between two looks", low=1),
     "pruner.min_resource": Option(int, "epochs that every trial has", low=1),
     "pruner.max_resource": Option(int, "epochs of a whole trial", low=1),

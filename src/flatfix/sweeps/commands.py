@@ -31,7 +31,10 @@ def continuing(name: str) -> str:
 def without_password(word: str) -> str:
     """Return `option=value` as it may be shown."""
     option, equals, value = word.partition("=")
-    return f"{option}={redact(value)}" if equals and option in URIS else word
+    if not equals or option.lstrip("+") not in URIS:
+        return word
+    quote = value[:1] if value[:1] in ("'", '"') else ""
+    return f"{option}={quote}{redact(value.strip(quote))}{quote}"
 
 
 def _line(words: Sequence[str]) -> str:

@@ -34,8 +34,8 @@ def run(cfg: Config, train: Callable[..., RunResult] = train_classifier) -> RunR
 
     sweeper = HydraConfig.get().sweeper
     job = TrialJob(
-        sweeper.storage,
-        sweeper.study_name,
+        sweeper.storage or cfg["sweep"]["storage"],
+        sweeper.study_name or cfg["sweep"]["name"],
         cfg["sweep"]["trial"],
         pruner=build(cfg["pruner"], "pruner"),
         heartbeat_s=cfg["sweep"]["heartbeat_s"],

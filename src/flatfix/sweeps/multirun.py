@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from flatfix.errors import UserError
 from flatfix.sweeps.parent import Parent
 from flatfix.sweeps.remote import Died
 
-RANKS = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+RANKS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # of torchrun, srun and mpirun
 
 
 def refuse_ranks() -> None:
@@ -34,6 +35,16 @@ def refuse_ranks() -> None:
                 "Start train.py -m without torchrun or srun: with sweep.workers=N it keeps N jobs running, each on a "
                 "GPU of its own."
             )
+
+
+def check_name(name: str) -> None:
+    """Refuse what is no name for a multirun and its folder.
+
+    Raises:
+        UserError: saying what is.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UserError(f"sweep.name={name}: not a name for a sweep. Use letters, digits and . _ -")
 
 
 def check_launcher(launcher: Launcher, workers: int) -> None:

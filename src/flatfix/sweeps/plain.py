@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from flatfix.evaluation.metrics import OBJECTIVES
 from flatfix.sweeps import commands, seeds
 from flatfix.sweeps.composition import composed
 from flatfix.sweeps.findings import FOLDER
-from flatfix.sweeps.multirun import begin_parent, check_launcher, folder_of, refuse_ranks, register, run_job
+from flatfix.sweeps.multirun import begin_parent, check_launcher, check_name, folder_of, refuse_ranks, register, run_job
 from flatfix.sweeps.parent import Parent
 from flatfix.sweeps.remote import Died
 from flatfix.sweeps.signals import stopping
@@ -53,8 +54,9 @@ class PlainSweep(BasicSweeper):
             SystemExit: with the largest exit code of the jobs, unless it is 0.
         """
         refuse_ranks()
-        self._check(arguments)
         name = self.config.sweep.name = str(self.config.sweep.name)  # a time, which would not be the same again
+        check_name(name)
+        self._check(arguments)
         facts = {"sweep.name": name, "sweep.arguments": " ".join(map(commands.without_password, arguments))}
         parent = begin_parent(self.config, name, None, facts)
         try:
@@ -91,8 +93,6 @@ class PlainSweep(BasicSweeper):
                 [row.overrides, f"{row.num_runs}", f"{row.validation[metric]}", f"{row.test[metric]}"] for row in rows
             ]
             table(["combination", "runs", f"val/{metric}", f"test/{metric}"], cells)
-            ranked = sorted((result for _, result in finished), key=lambda each: sign * each.objectives[objective])
-            register(self.config, [result.run_id for result in ranked])
         words = seeds.differences([overrides for overrides, _ in self._jobs.endings])
         for own, (_, ending) in zip(words, self._jobs.endings, strict=True):
             if ending.reason:
@@ -102,6 +102,8 @@ class PlainSweep(BasicSweeper):
         status: Status = "KILLED" if code is ExitCode.INTERRUPTED else "FAILED" if code else "FINISHED"
         if unsent := parent.end(status, folder if finished else None):
             say(unsent)
+        values = {result.run_id: sign * result.objectives[objective] for _, result in finished}
+        register(self.config, sorted(values, key=lambda run_id: (math.isnan(values[run_id]), values[run_id])))
         if code:
             sys.exit(code)
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import optuna
 from optuna.storages import RDBStorage
@@ -25,6 +26,7 @@ from flatfix.sweeps.trials import (
 from flatfix.sweeps.worker import is_gone, this_process
 
 POLL_S = 0.5  # between two looks at a study whose other trials run elsewhere
+GRID_POINT = "grid_id"  # system attribute of a trial: the point of the grid that Optuna's GridSampler gave it
 
 
 class Schedule:
@@ -77,6 +79,7 @@ class Schedule:
         self._asking = threading.Lock()
         self._stopping = threading.Event()
         self._running: set[int] = set()  # ids of the trials that run here
+        self._nameless: set[int] = set()  # ids of those elsewhere that were found without a word of who runs them
         self._num_finished = 0
         self._num_failed = 0
         self.fault: BaseException | None = None
@@ -144,7 +147,7 @@ class Schedule:
                 return None
             trial = patiently(self.study.ask)
             self._running.add(trial._trial_id)
-            beat(self.storage, [trial._trial_id])
+            patiently(lambda: self.storage.record_heartbeat(trial._trial_id))
             patiently(lambda: trial.set_user_attr(WORKER, this_process()))
             # Another sweeper may have asked at the same moment: the order of their numbers decides who was in time.
             before = [each for each in counted(patiently(self._trials)) if each.number < trial.number]
@@ -152,7 +155,7 @@ class Schedule:
                 self._give_back(trial)
                 return None
             try:
-                self._configure(trial)
+                patiently(lambda: self._configure(trial))
             except BaseException:
                 self._give_back(trial)
                 raise
@@ -169,15 +172,19 @@ class Schedule:
     def _give_back(self, trial: Trial) -> None:
         """Have a trial that did not run count no more."""
         patiently(lambda: trial.set_user_attr(GIVEN_BACK, True))
-        self._tell(trial.number, Outcome("failed"))
+        known = self._again(trial)
+        if GRID_POINT in known.system_attrs:  # which is to be tried all the same
+            patiently(lambda: self.storage.set_trial_system_attr(trial._trial_id, GRID_POINT, -1))
+        self._tell(known, Outcome("failed"))
         self._running.discard(trial._trial_id)
 
     def _finish(self, trial: Trial, outcome: Outcome) -> None:
         with self._asking:
-            stored = Outcome.of(self._again(trial))
-            if self._tell(trial.number, stored or outcome):
+            known = self._again(trial)
+            outcome = Outcome.of(known) or outcome
+            if self._tell(known, outcome):
                 self._num_finished += 1
-                self._num_failed += (stored or outcome).state in ("failed", "died")
+                self._num_failed += outcome.state in ("failed", "died")
             self._running.discard(trial._trial_id)
             if self._num_finished >= self._workers and self._num_failed > self._max_failure_rate * self._num_finished:
                 self.has_given_up = True
@@ -196,28 +203,32 @@ class Schedule:
             worker = trial.user_attrs.get(WORKER)
             if trial._trial_id in silent or (worker and is_gone(worker)):
                 died = Outcome("died", (), "its process ended, and nobody was there to see why")
-                if self._tell(trial.number, Outcome.of(trial) or died):
+                known = self._again(trial)  # it may have stored its outcome since
+                if self._tell(known, Outcome.of(known) or died):
                     self._on_finished(self._again(trial))
+            elif worker is None and trial._trial_id not in self._nameless:
+                # Its sweeper may have ended while it asked for it: what has no heart is never silent, so it gets one.
+                self._nameless.add(trial._trial_id)
+                patiently(partial(self.storage.record_heartbeat, trial._trial_id))
 
     def _again(self, trial: Trial | FrozenTrial) -> FrozenTrial:
         """Return the trial as the storage has it now."""
         return patiently(lambda: self.storage.get_trial(trial._trial_id))
 
-    def _tell(self, number: int, outcome: Outcome) -> bool:
+    def _tell(self, trial: FrozenTrial, outcome: Outcome) -> bool:
         """Give a trial its final state; return False where another sweeper was first."""
-        trial = next(each for each in patiently(self._trials) if each.number == number)
         try:
             if outcome.state in ("failed", "died") and outcome.reason:
                 patiently(lambda: self.storage.set_trial_user_attr(trial._trial_id, REASON, outcome.reason))
             if outcome.state == "complete":
-                patiently(lambda: self.study.tell(number, list(outcome.values)))
+                patiently(lambda: self.study.tell(trial.number, list(outcome.values)))
             else:
                 state = TrialState.PRUNED if outcome.state == "pruned" else TrialState.FAIL
-                patiently(lambda: self.study.tell(number, state=state))
+                patiently(lambda: self.study.tell(trial.number, state=state))
         except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
             return False
-        except RuntimeError as error:  # a grid sampler that has no further point; the state is set before
-            if "Study.stop" not in str(error):
+        except (RuntimeError, KeyError) as error:  # after the state is set, of a grid without a further point
+            if "Study.stop" not in str(error) and GRID_POINT not in str(error):
                 raise
         if outcome.state == "died":
             self._retry(trial)
@@ -226,10 +237,9 @@ class Schedule:
 
     def _retry(self, trial: FrozenTrial) -> None:
         """Queue the trial again, as Optuna's own `RetryHeartbeatStaleTrialCallback` does."""
-        deaths = trial.system_attrs.get(DEATHS, 0) + (
-            not self._stopping.is_set()
-        )  # what is ended on purpose is no death
-        if deaths > self._max_retries:
+        was_on_purpose = self._stopping.is_set()
+        deaths = trial.system_attrs.get(DEATHS, 0) + (not was_on_purpose)
+        if deaths > self._max_retries or GIVEN_BACK in trial.user_attrs:
             return
         history = [*trial.system_attrs.get(RETRY_HISTORY, []), trial.number]
         kept = {key: value for key, value in trial.user_attrs.items() if key not in OF_ONE_ATTEMPT}

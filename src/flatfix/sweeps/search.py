@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 import sys
 import threading
 import time
@@ -27,11 +26,11 @@ from flatfix.errors import UserError
 from flatfix.sweeps import commands
 from flatfix.sweeps.composition import composed, corners
 from flatfix.sweeps.findings import best_first, write_findings
-from flatfix.sweeps.multirun import begin_parent, check_launcher, folder_of, refuse_ranks, register, run_job
+from flatfix.sweeps.multirun import begin_parent, check_launcher, check_name, folder_of, refuse_ranks, register, run_job
 from flatfix.sweeps.remote import Died
 from flatfix.sweeps.schedule import Schedule
 from flatfix.sweeps.signals import stopping
-from flatfix.sweeps.storage import open_storage
+from flatfix.sweeps.storage import open_storage, patiently
 from flatfix.sweeps.studies import in_words, open_study
 from flatfix.sweeps.summary import figure, settings, summarise
 from flatfix.sweeps.trials import INTERRUPTED, OVERRIDES, REASON, RUN_ID, Outcome, counted
@@ -42,6 +41,7 @@ SAMPLERS = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
 PARENT = "parent_run_id"
 OBJECTIVES = "objectives"
 FIXED = "fixed"
+OF_JOBS = ("sweep.", "tracking.uri")  # options that a trial does not keep, or not with their passwords
 PARENT_PATIENCE_S = 20.0  # for the sweeper that has just begun a study to begin its MLflow run
 
 
@@ -74,18 +74,21 @@ class Search(OptunaSweeperImpl):
 
         Raises:
             UserError: for what makes no sweep.
-            SystemExit: with the exit code, where the sweep did not end well.
+            SystemExit: with the exit code.
         """
         refuse_ranks()
         self._name = self.config.sweep.name = str(self.study_name or self.config.sweep.name)  # a time moves on
         self._process_searchspace_config()
         words = [*self._parse_sweeper_params_config(), *arguments]
-        space, self._fixed, self._deletions = create_params_from_overrides(words)
+        try:
+            space, self._fixed, self._deletions = create_params_from_overrides(words)
+        except (AssertionError, ValueError) as error:
+            raise UserError(f"hydra/sweeper=optuna: no space to search: {error}") from error
         self._space = {name: distribution for name, distribution in space.items() if name not in self._fixed}
         self._check()
         self._prepare_grid()
         self._open()
-        schedule = Schedule(
+        self._schedule = Schedule(
             self._study,
             self._storage,
             configure=self._configure,
@@ -99,12 +102,12 @@ class Search(OptunaSweeperImpl):
             on_finished=self._finished,
         )
         try:
-            with stopping(lambda: self._let_end(schedule), lambda: self._kill(schedule)):
-                schedule.work()
+            with stopping(self._let_end, self._kill):
+                self._schedule.work()
         except BaseException as error:
             self._parent.end("FAILED", reason=f"{type(error).__name__}: {error}")
             raise
-        self._conclude(schedule)
+        self._conclude()
 
     def _check(self) -> None:
         """Refuse what makes no sweep, and try the ends of every interval and every choice, before anything begins."""
@@ -114,8 +117,7 @@ class Search(OptunaSweeperImpl):
                 "'optimizer.lr=tag(log,interval(1e-4,1e-1))' or 'model=choice(resnet18,cnn)', or one of conf/sweep: "
                 "sweep=tpe."
             )
-        if not re.fullmatch(r"\w[\w.-]*", self._name):
-            raise UserError(f"sweep.name={self._name}: not a name for a sweep. Use letters, digits and . _ -")
+        check_name(self._name)
         check_launcher(self.launcher, self.n_jobs)
         for point in corners(self._space):
             words = [f"{name}={value}" for name, value in {**point, **self._fixed}.items()]
@@ -188,26 +190,31 @@ class Search(OptunaSweeperImpl):
             "sweep.storage": redact(self.storage or self.config.sweep.storage),
             "sampler": type(self.sampler).__name__,
             "pruner": self.config.pruner._target_.rpartition(".")[2],
-            **{f"space.{name}": in_words(distribution) for name, distribution in self._space.items()},
+            **{f"space.{name.lstrip('+')}": in_words(distribution) for name, distribution in self._space.items()},
             "command": commands.continuing(self._name),
         }
 
     def _configure(self, trial: Trial) -> None:
-        ((*words,),) = self._configure_trials([trial], self._space, self._fixed, self._deletions)
+        fixed = {
+            key: commands.without_password(f"{key}={value}").partition("=")[2] for key, value in self._fixed.items()
+        }
+        ((*words,),) = self._configure_trials([trial], self._space, fixed, self._deletions)
         trial.set_user_attr(OVERRIDES, [word for word in words if not word.startswith("sweep.")])
 
     def _run(self, trial: Trial) -> Outcome:
         """Run the job of a trial; what it stored itself counts more than what is returned here."""
         own = {"sweep.name": f"'{self._name}'", "sweep.parent_run_id": f"'{self._parent.run.run_id}'"}
-        others = {name: value for name, value in self._fixed.items() if name.startswith("sweep.")}
+        others = {key: value for key, value in self._fixed.items() if key.lstrip("+").startswith(OF_JOBS)}
         of_the_sweep = [f"{name}={value}" for name, value in {**others, **own, "sweep.trial": trial.number}.items()]
         words = [*trial.user_attrs[OVERRIDES], *of_the_sweep]
         say(f"trial {trial.number}: {settings(trial.params)}")
         try:
             ending = run_job(self.launcher, words, trial.number)
-        except (Died, KeyboardInterrupt) as error:  # the latter from a launcher that runs jobs in this process
-            is_interrupted = self._is_killing.is_set() or isinstance(error, KeyboardInterrupt)
-            return Outcome("died", reason=INTERRUPTED if is_interrupted else str(error))
+        except KeyboardInterrupt:  # from a launcher that runs jobs in this process
+            self._let_end()
+            return Outcome("died", reason=INTERRUPTED)
+        except Died as error:
+            return Outcome("died", reason=INTERRUPTED if self._is_killing.is_set() else str(error))
         return Outcome("failed", reason=ending.reason or "it ended, and the study was never told how")
 
     def _finished(self, trial: FrozenTrial) -> None:
@@ -223,54 +230,58 @@ class Search(OptunaSweeperImpl):
         else:
             said = f"failed: {reason.splitlines()[0] if reason else 'no reason is known'}"
         leader = ""
-        if len(objectives) == 1 and (leaders := best_first(self._study)):
+        if len(objectives) == 1 and (leaders := patiently(lambda: best_first(self._study))):
             leader = f"; best {figure(leaders[0].values[0])} (trial {leaders[0].number})"
         say(f"trial {number} {said}{leader}  [{self._num_finished()}/{self.n_trials}]")
         self._parent.settle(_ended([trial]))
 
-    def _conclude(self, schedule: Schedule) -> None:
+    def _conclude(self) -> None:
         """Write and say what the sweep found, register the best run, and leave with the exit code."""
         trials = self._study.get_trials(deepcopy=False)
         if not any(trial.state is TrialState.RUNNING for trial in trials):
             self._parent.settle_all(_ended(trials))
-        is_complete = schedule.is_complete
+        is_complete = self._schedule.is_complete
         is_interrupted = self._is_interrupted and not is_complete
         has_failed = bool(counted(trials)) and all(trial.state is TrialState.FAIL for trial in counted(trials))
         summary = summarise(
             self._study,
             self.config.sweep.objectives,
             self.config.trainer.max_epochs,
-            lambda trial: commands.training(trial.user_attrs[OVERRIDES]),
+            lambda trial: commands.training(
+                trial.user_attrs.get(OVERRIDES) or [f"{key}={value}" for key, value in trial.params.items()]
+            ),
         )
         folder = write_findings(self._study, self.config.sweep.objectives, summary, folder_of(self.config))
         unsent = self._parent.end("FAILED" if has_failed else "FINISHED" if is_complete else "KILLED", folder)
         for line in [*([unsent] if unsent else []), *summary.lines()]:
             say(line)
-        if schedule.was_last or not (is_interrupted or is_complete):  # one of several sweepers registers
+        if self._schedule.was_last or not (is_interrupted or is_complete):  # one of several sweepers registers
             register(self.config, [row.run_id for row in best_first(self._study)])
         if not is_complete:
             say(f"to go on: {commands.continuing(self._name)}")
         if is_interrupted:
             sys.exit(ExitCode.INTERRUPTED)
-        if has_failed or schedule.has_given_up:
+        if has_failed or self._schedule.has_given_up:
             number, reason = summary.first_failure or ("", "no reason is known")
             complain(f"{'every trial' if has_failed else 'too many trials'} failed; the first, {number}: {reason}")
             sys.exit(ExitCode.NO)
+        sys.exit(ExitCode.DONE)  # also where a trial that failed ran in this process
 
-    def _let_end(self, schedule: Schedule) -> None:
+    def _let_end(self) -> None:
         self._is_interrupted = True
-        schedule.stop()
+        self._schedule.stop()
         say("no further trial begins; those that run come to their end (Ctrl-C again to end them now)")
 
-    def _kill(self, schedule: Schedule) -> None:
+    def _kill(self) -> None:
         self._is_interrupted = True
         self._is_killing.set()
-        schedule.stop()
+        self._schedule.stop()
         if hasattr(self.launcher, "stop"):
             self.launcher.stop()
 
     def _num_finished(self) -> int:
-        return sum(trial.state.is_finished() for trial in counted(self._study.get_trials(deepcopy=False)))
+        trials = patiently(lambda: self._study.get_trials(deepcopy=False))
+        return sum(trial.state.is_finished() for trial in counted(trials))
 
 
 def _ended(trials: Iterable[FrozenTrial]) -> dict[str, str | None]:

@@ -61,6 +61,8 @@ def open_study(
                     f"sweep.name={name}: that study looks for {parameter} in {in_words(before)}, not in "
                     f"{in_words(distribution)}. Take another name, or the space it began with."
                 )
+    # Its random numbers were drawn before: the same seed would make the same trials once more.
+    study.sampler.reseed_rng()
     return study, False
 
 

@@ -36,6 +36,8 @@ def _place() -> str:
 def _began(number: int) -> str | None:
     try:
         process = psutil.Process(number)
-        return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return f"{process.create_time() - psutil.boot_time():.2f}"  # both move when the clock is set
     except psutil.NoSuchProcess:
         return None

@@ -31,6 +31,11 @@ def test_the_command_that_goes_on_names_the_sweep_and_keeps_passwords_to_itself(
     assert "s3cret" not in line
 
 
+@pytest.mark.parametrize("word", ["tracking.uri='http://u:s3cret@h'", "++sweep.storage=postgresql://u:s3cret@h/d"])
+def test_a_password_is_not_shown_whatever_way_its_option_is_written(word: str) -> None:
+    assert commands.without_password(word) == word.replace("s3cret", "***")
+
+
 def test_the_command_that_goes_on_names_the_sweep_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["train.py", "-m", "sweep=tpe", "sweep.name=tuesday"])
     assert commands.continuing("tuesday") == "python train.py -m sweep=tpe sweep.name=tuesday"

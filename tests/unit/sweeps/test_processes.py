@@ -22,10 +22,12 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
+from flatfix.config import resolvers
 from flatfix.machine import CORES, num_cores
 from flatfix.sweeps import processes
 from flatfix.sweeps.processes import GPUS, THREADS, ProcessLauncher
 from flatfix.sweeps.remote import CONSOLE, Died
+from tests.helpers.compose import CONF
 
 PATIENCE_S = 60.0
 Launch = Callable[..., ProcessLauncher]
@@ -55,6 +57,16 @@ def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launch
         yield make
         for each in made:
             each.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "workers"),
+    [(["sweep.workers=2"], 2), (["hydra/sweeper=optuna", "hydra.sweeper.n_jobs=3"], 3)],
+)
+def test_as_many_jobs_run_as_the_sweep_or_the_sweeper_itself_is_told(words: list[str], workers: int) -> None:
+    resolvers.register()
+    with hydra.initialize_config_dir(str(CONF)):
+        assert hydra.compose("train", words, return_hydra_config=True).hydra.launcher.workers == workers
 
 
 def _task() -> Callable[[DictConfig], Any]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections import Counter
@@ -114,7 +115,8 @@ def test_a_trial_that_always_dies_is_given_up_after_its_retries(bench: Bench) ->
     def run(trial: Trial) -> Outcome:
         return Outcome("died", reason="killed") if trial.params["x"] == worst else good(trial)
 
-    bench.study.enqueue_trial({"x": worst} if (worst := 0.25) else {})
+    worst = 0.25
+    bench.study.enqueue_trial({"x": worst})
     bench.work(run, n_trials=3, max_retries=2)
     assert sum(trial.params["x"] == worst for trial in bench.study.trials) == 3
     assert Counter(bench.states) == {COMPLETE: 2, FAIL: 1}
@@ -194,6 +196,40 @@ def test_a_trial_without_a_sign_of_life_is_found_dead_whatever_machine_it_ran_on
     assert bench.study.trials[0].state is FAIL
 
 
+def test_a_trial_whose_sweeper_ended_as_it_asked_for_it_is_found_dead_too(bench: Bench, tmp_path: Path) -> None:
+    bench.study.ask()  # and no word of who runs it
+    bench.schedule()._bury()
+    with sqlite3.connect(tmp_path / "sweeps.db") as connection:
+        beats = connection.execute("UPDATE trial_heartbeats SET heartbeat = '2000-01-01 00:00:00'")
+        assert beats.rowcount == 1
+    bench.work(n_trials=2)
+    assert bench.states == [COMPLETE] * 2
+    assert bench.study.trials[0].state is FAIL
+
+
+def test_what_a_job_stored_just_before_it_ended_is_not_lost(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = bench.study.ask()
+    left.suggest_float("x", 0, 1)
+    left.set_user_attr(WORKER, GONE)
+
+    def ends_now(worker: str) -> bool:
+        left.set_user_attr(OUTCOME, Outcome("complete", (0.5,)).to_json())
+        return True
+
+    monkeypatch.setattr("flatfix.sweeps.schedule.is_gone", ends_now)
+    bench.work(n_trials=1)
+    assert bench.study.best_value == 0.5
+
+
+def test_a_trial_that_was_being_given_back_is_not_tried_again(bench: Bench) -> None:
+    left = bench.study.ask()
+    left.set_user_attr(WORKER, GONE)
+    left.set_user_attr(GIVEN_BACK, True)
+    bench.work(n_trials=2)
+    assert bench.states == [COMPLETE] * 2
+    assert bench.ran == [1, 2]
+
+
 def test_two_sweepers_on_one_study_finish_as_many_trials_as_one(bench: Bench) -> None:
     schedules = []
     for _ in range(2):
@@ -228,6 +264,27 @@ def test_a_grid_is_gone_through_once(tmp_path: Path) -> None:
     bench = Bench(tmp_path, optuna.samplers.GridSampler({"x": [0.0, 0.5, 1.0]}, seed=0))
     bench.work(n_trials=3, workers=2)
     assert sorted(trial.params["x"] for trial in bench.study.trials) == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.filterwarnings("ignore:.*is re-evaluating")
+def test_a_point_of_a_grid_that_could_not_be_tried_is_tried_by_the_next_command(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, optuna.samplers.GridSampler({"x": [0.0, 0.5, 1.0]}, seed=0))
+
+    def run(trial: Trial) -> Outcome:
+        raise UserError("sbatch is not here")
+
+    with pytest.raises(UserError):
+        bench.work(run, n_trials=3)
+    bench.work(n_trials=3)
+    assert sorted(trial.params["x"] for trial in counted(bench.study.trials)) == [0.0, 0.5, 1.0]
+
+
+def test_the_last_point_of_a_grid_may_be_that_of_a_trial_without_one(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, optuna.samplers.GridSampler({"x": [0.0, 1.0]}, seed=0))
+    bench.work(n_trials=1)
+    pointless = bench.storage.get_trial(bench.storage.create_new_trial(bench.study._study_id))
+    assert bench.schedule()._tell(pointless, Outcome("failed"))
+    assert bench.study.trials[pointless.number].state is FAIL
 
 
 def test_where_no_trial_can_run_the_sweep_ends_with_the_error_and_counts_none(bench: Bench) -> None:

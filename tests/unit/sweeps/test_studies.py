@@ -35,6 +35,18 @@ def test_a_study_is_begun_once_and_gone_on_with_in_a_space_whose_intervals_moved
     assert len(again.trials) == 1
 
 
+def test_a_sampler_that_goes_on_does_not_begin_anew_with_the_trials_of_its_seed(tmp_path: Path) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path}/sweeps.db", 30)
+    drawn = []
+    for _ in range(2):
+        sampler = optuna.samplers.RandomSampler(seed=0)
+        study, _ = open_study(
+            "tires", storage, sampler=sampler, pruner=NopPruner(), directions=["maximize"], space={"lr": LR}
+        )
+        drawn.append(study.ask({"lr": LR}).params["lr"])
+    assert drawn[0] != drawn[1]
+
+
 def test_another_objective_or_another_space_needs_another_name(tmp_path: Path) -> None:
     study, _ = opened(tmp_path, {"lr": LR, "model": MODEL})
     study.ask({"lr": LR, "model": MODEL})
