@@ -137,8 +137,10 @@ def test_a_second_ctrl_c_ends_the_running_trials_which_the_next_command_tries_ag
     with sweeps.running(*words, "trainer.max_epochs=4000") as sweeper:
         begun = sweeps.wait_for(lambda trials: sum(map(has_begun, trials)) == 2)
         sweeper.send_signal(signal.SIGINT)
+        assert sweeper.stdout
+        heard = next(line for line in sweeper.stdout if "no further trial begins" in line)  # signals do not queue
         sweeper.send_signal(signal.SIGINT)
-        said, _ = sweeper.communicate(timeout=120)
+        said = heard + sweeper.communicate(timeout=120)[0]
     assert sweeper.returncode == 75, said
     assert {run.info.status for run in sweeps.children()} == {"KILLED"}
 
@@ -147,7 +149,9 @@ def test_a_second_ctrl_c_ends_the_running_trials_which_the_next_command_tries_ag
     assert done.returncode == 0, done.stdout + done.stderr
     again = counted(sweeps.trials())
     assert [trial.state for trial in again] == [COMPLETE] * 2
-    assert [trial.params for trial in again] == [trial.params for trial in begun]
+    assert sorted(trial.params["optimizer.lr"] for trial in again) == sorted(
+        trial.params["optimizer.lr"] for trial in begun
+    )
 
 
 @pytest.mark.slow
@@ -251,7 +255,7 @@ def test_a_job_of_a_plain_multirun_that_fails_ends_no_other(sweeps: Sweeps) -> N
     [
         (("optimizer.lrr=interval(0.1,0.2)",), "optimizer.lrr"),
         (("optimizer.lr=interval(-1,1)",), "optimizer.lr: -1"),
-        (("model=choice(cnn,resnet19)",), "resnet19"),
+        (("scheduler=choice(cosine,cosin)",), "scheduler=cosin: no such choice"),
         ((), "nothing to search"),
         (("hydra/sweeper/sampler=grid", "optimizer.lr=interval(0.1,0.2)"), "a grid needs values"),
         (("optimizer.lr=interval(0.1,0.2)", "sweep.name=a/b"), "sweep.name=a/b"),

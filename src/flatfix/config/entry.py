@@ -94,17 +94,17 @@ def entry_point(
                     help_page.show(name, conf, schema, doc=task.__doc__ or "")
                 else:
                     hydra.main(config_path=str(conf), config_name=name, execution_whitelist=ALLOWED_TARGETS)(job)()
-            except UserError as error:  # of a sweeper, before or between its jobs
-                sys.exit(_refuse(str(error)))
             except CompactHydraException as error:
                 sys.exit(_refuse(explain(error, name, conf, schema)))
-            except ValueError as error:
-                sys.exit(_refuse(f"{' '.join(sys.argv[1:])}: {error}") if _is_from_hydra(error) else _crash())
             except KeyboardInterrupt:
                 if ended is not ExitCode.INTERRUPTED:
                     complain("interrupted")
                 sys.exit(ExitCode.INTERRUPTED)
-            except Exception:
+            except Exception as error:
+                if refusal := _refusal_within(error):
+                    sys.exit(_refuse(str(refusal)))
+                if isinstance(error, ValueError) and _is_from_hydra(error):
+                    sys.exit(_refuse(f"{' '.join(sys.argv[1:])}: {error}"))
                 sys.exit(_crash())
             sys.exit(ended)
 
@@ -160,6 +160,13 @@ def _explain_missing(key: str, name: str, conf: Path, schema: Schema) -> str:
             f"{key}: no such option. {parent} has none as chosen; other choices have {', '.join(sorted(known))}.{near}"
         )
     return f"{key}: no such option. Valid beside it: {', '.join(sorted(here))}.{near}"
+
+
+def _refusal_within(error: BaseException | None) -> UserError | None:
+    """Return what a sweeper of ours raised, or a resolver, whose errors OmegaConf and Hydra wrap; else None."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _is_from_hydra(error: BaseException) -> bool:
