@@ -36,6 +36,7 @@ class RayCluster:
         from ray.cluster_utils import Cluster
 
         self._recorded = Path(get_ray_address_file(None))  # where a command without an address would look
+        self._recorded.parent.mkdir(parents=True, exist_ok=True)  # Ray makes the folder only for a node without its own
         on_sigterm = signal.getsignal(signal.SIGTERM)
         node = {"num_cpus": 1, "object_store_memory": MEMORY_BYTES, "include_dashboard": False}
         self._cluster = Cluster()
