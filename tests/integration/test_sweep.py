@@ -258,6 +258,8 @@ def test_a_job_of_a_plain_multirun_that_fails_ends_no_other(sweeps: Sweeps) -> N
         (("scheduler=choice(cosine,cosin)",), "scheduler=cosin: no such choice"),
         ((), "nothing to search"),
         (("hydra/sweeper/sampler=grid", "optimizer.lr=interval(0.1,0.2)"), "a grid needs values"),
+        (("optimizer.lr=interval(0.1,0.2)", "sweep.workers=0"), "sweep.workers: 0 is out of range"),
+        (("optimizer.lr=interval(0.1,0.2)", "hydra.sweeper.n_trails=3"), "Did you mean 'n_trials'?"),
         (("optimizer.lr=interval(0.1,0.2)", "sweep.name=a/b"), "sweep.name=a/b"),
         (("optimizer.lr=interval(0.1,0.2)", "sweep.storage=mysqll://x"), "sweep.storage=mysqll://x"),
         (("optimizer.lr=interval(0.1,0.2)", "sweep.objectives=[accuracy,speed]"), "sweep.objectives=speed"),

@@ -154,6 +154,8 @@ def _explain_missing(key: str, name: str, conf: Path, schema: Schema) -> str:
     node = OmegaConf.select(cfg, parent) if parent else cfg
     known = {option.removeprefix(parent + dot).split(".")[0] for option in schema if option.startswith(parent + dot)}
     here = known & {str(option) for option in node or {}} | ({group.name for group in groups} if not parent else set())
+    if parent.startswith("hydra."):  # its own options, which no schema of ours lists
+        here = {str(option) for option in node or {}}
     near = did_you_mean(leaf, here) or did_you_mean(leaf, known)
     if known and not here:
         return (

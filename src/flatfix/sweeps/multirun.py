@@ -13,6 +13,8 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from flatfix.config.exit_codes import Ending, ExitCode
+from flatfix.config.options import SWEEP
+from flatfix.config.schema import Option
 from flatfix.console import complain, say
 from flatfix.errors import UserError
 from flatfix.sweeps.parent import Parent
@@ -45,6 +47,18 @@ def check_name(name: str) -> None:
     """
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(f"sweep.name={name}: not a name for a sweep. Use letters, digits and . _ -")
+
+
+def check_workers(workers: Any) -> None:
+    """Refuse what is no number of workers, before a launcher divides the machine by it.
+
+    Raises:
+        UserError: naming sweep.workers.
+    """
+    option = SWEEP["sweep.workers"]
+    assert isinstance(option, Option)
+    if fault := option.fault(workers):
+        raise UserError(f"sweep.workers: {fault}")
 
 
 def check_launcher(launcher: Launcher, workers: int) -> None:

@@ -21,7 +21,16 @@ from flatfix.evaluation.metrics import OBJECTIVES
 from flatfix.sweeps import commands, seeds
 from flatfix.sweeps.composition import composed
 from flatfix.sweeps.findings import FOLDER
-from flatfix.sweeps.multirun import begin_parent, check_launcher, check_name, folder_of, refuse_ranks, register, run_job
+from flatfix.sweeps.multirun import (
+    begin_parent,
+    check_launcher,
+    check_name,
+    check_workers,
+    folder_of,
+    refuse_ranks,
+    register,
+    run_job,
+)
 from flatfix.sweeps.parent import Parent
 from flatfix.sweeps.remote import Died
 from flatfix.sweeps.signals import stopping
@@ -41,6 +50,7 @@ class PlainSweep(BasicSweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take what Hydra gives a sweeper."""
+        check_workers(config.sweep.workers)
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         assert self.launcher is not None
         check_launcher(self.launcher, config.sweep.workers)

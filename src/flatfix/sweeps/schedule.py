@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -12,7 +12,7 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from flatfix.sweeps.storage import beat, patiently
+from flatfix.sweeps.storage import beat, beating, patiently
 from flatfix.sweeps.trials import (
     DEATHS,
     GIVEN_BACK,
@@ -22,6 +22,7 @@ from flatfix.sweeps.trials import (
     WORKER,
     Outcome,
     counted,
+    num_finished,
 )
 from flatfix.sweeps.worker import is_gone, this_process
 
@@ -96,27 +97,21 @@ class Schedule:
         Raises:
             Exception: what the database or the sampler raised, once the trials that ran have ended.
         """
-        pulse = threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True)
-        is_over = self._is_over = threading.Event()
-        pulse.start()
         self.was_last = self.is_complete
-        try:
+        with beating(self.storage, self._heartbeat_s, lambda: [*self._running]):
             if self._workers == 1:
                 self._work()  # in the main thread: a launcher may run its job there
             else:
                 with ThreadPoolExecutor(self._workers, thread_name_prefix="worker") as pool:
                     for future in [pool.submit(self._work) for _ in range(self._workers)]:
                         future.result()
-        finally:
-            is_over.set()
-            pulse.join()
         if self.fault:
             raise self.fault
 
     @property
     def is_complete(self) -> bool:
         """Whether as many trials have finished as were asked for."""
-        return _num_finished(patiently(self._trials)) >= self._n_trials
+        return num_finished(patiently(self._trials)) >= self._n_trials
 
     def _work(self) -> None:
         try:
@@ -255,11 +250,3 @@ class Schedule:
 
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
-
-    def _keep_beating(self) -> None:
-        while not self._is_over.wait(self._heartbeat_s):
-            beat(self.storage, [*self._running])
-
-
-def _num_finished(trials: Sequence[FrozenTrial]) -> int:
-    return sum(trial.state.is_finished() for trial in counted(trials))

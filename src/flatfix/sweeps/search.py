@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 import optuna
 from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext
+from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_params_from_overrides
 from omegaconf import DictConfig
@@ -26,14 +26,23 @@ from flatfix.errors import UserError
 from flatfix.sweeps import commands
 from flatfix.sweeps.composition import composed, corners
 from flatfix.sweeps.findings import best_first, write_findings
-from flatfix.sweeps.multirun import begin_parent, check_launcher, check_name, folder_of, refuse_ranks, register, run_job
+from flatfix.sweeps.multirun import (
+    begin_parent,
+    check_launcher,
+    check_name,
+    check_workers,
+    folder_of,
+    refuse_ranks,
+    register,
+    run_job,
+)
 from flatfix.sweeps.remote import Died
 from flatfix.sweeps.schedule import Schedule
 from flatfix.sweeps.signals import stopping
 from flatfix.sweeps.storage import open_storage, patiently
 from flatfix.sweeps.studies import in_words, open_study
 from flatfix.sweeps.summary import figure, settings, summarise
-from flatfix.sweeps.trials import INTERRUPTED, OVERRIDES, REASON, RUN_ID, Outcome, counted
+from flatfix.sweeps.trials import INTERRUPTED, OVERRIDES, REASON, RUN_ID, Outcome, counted, num_finished
 from flatfix.tracking.connection import redact
 
 SAMPLERS = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
@@ -68,6 +77,11 @@ class Search(OptunaSweeperImpl):
             )
         self._is_interrupted = False
         self._is_killing = threading.Event()
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what Hydra gives a sweeper."""
+        check_workers(self.n_jobs)
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> None:
         """Run trials until as many as were asked for have finished, then say what they found.
@@ -153,8 +167,8 @@ class Search(OptunaSweeperImpl):
         run_id = None if is_new else self._parent_run_id()
         self._parent = begin_parent(self.config, self._name, run_id, self._facts())
         self._study.set_user_attr(PARENT, self._parent.run.run_id)
-        num_finished = self._num_finished()
-        before = f", of which {num_finished} finished before" if num_finished else ""
+        finished = self._num_finished()
+        before = f", of which {finished} finished before" if finished else ""
         say(f"sweep {self._name}: {self.n_trials} trials{before}; {self.n_jobs} at a time")
 
     def _compare_with_before(self, *, is_new: bool) -> None:
@@ -280,8 +294,7 @@ class Search(OptunaSweeperImpl):
             self.launcher.stop()
 
     def _num_finished(self) -> int:
-        trials = patiently(lambda: self._study.get_trials(deepcopy=False))
-        return sum(trial.state.is_finished() for trial in counted(trials))
+        return num_finished(patiently(lambda: self._study.get_trials(deepcopy=False)))
 
 
 def _ended(trials: Iterable[FrozenTrial]) -> dict[str, str | None]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,6 +88,30 @@ def _opened(url: str, options: dict[str, Any], heartbeat_s: int) -> RDBStorage:
                 raise
             time.sleep(0.1 * 2**attempt)
     raise AssertionError
+
+
+@contextmanager
+def beating(storage: RDBStorage, heartbeat_s: int, trial_ids: Callable[[], Iterable[int]]) -> Iterator[None]:
+    """Give a sign of life of trials every so many seconds, from a thread.
+
+    Args:
+        storage: that of the trials.
+        heartbeat_s: seconds between two signs.
+        trial_ids: returns whose signs are due.
+    """
+    is_over = threading.Event()
+
+    def keep_beating() -> None:
+        while not is_over.wait(heartbeat_s):
+            beat(storage, trial_ids())
+
+    thread = threading.Thread(target=keep_beating, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def beat(storage: RDBStorage, trial_ids: Iterable[int]) -> None:

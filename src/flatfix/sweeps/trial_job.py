@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import optuna
 from optuna.exceptions import OptunaError
@@ -12,7 +10,7 @@ from optuna.pruners import BasePruner
 from sqlalchemy.exc import DatabaseError
 
 from flatfix.console import complain
-from flatfix.sweeps.storage import beat, open_storage, patiently
+from flatfix.sweeps.storage import beating, open_storage, patiently
 from flatfix.sweeps.trials import FOLDER, OUTCOME, RUN_ID, WORKER, Outcome
 from flatfix.sweeps.worker import this_process
 
@@ -73,22 +71,9 @@ class TrialJob:
         """Store how the training ended."""
         self._note(OUTCOME, outcome.to_json())
 
-    @contextmanager
-    def beating(self) -> Iterator[None]:
+    def beating(self) -> AbstractContextManager[None]:
         """Give a sign of life every `sweep.heartbeat_s` seconds."""
-        is_over = threading.Event()
-
-        def keep_beating() -> None:
-            while not is_over.wait(self._heartbeat_s):
-                beat(self._storage, [self._trial_id])
-
-        thread = threading.Thread(target=keep_beating, name="heartbeat", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            is_over.set()
-            thread.join()
+        return beating(self._storage, self._heartbeat_s, lambda: [self._trial_id])
 
     def _note(self, key: str, value: str) -> None:
         """Store a word with the trial; a database that stays away costs the word, never the training."""

@@ -66,3 +66,8 @@ def counted(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Return the trials that count among those asked for: neither tried again nor given back."""
     gone = replaced(trials)
     return [trial for trial in trials if trial.number not in gone and not trial.user_attrs.get(GIVEN_BACK)]
+
+
+def num_finished(trials: Sequence[FrozenTrial]) -> int:
+    """Return how many of the trials that count are complete, pruned or failed."""
+    return sum(trial.state.is_finished() for trial in counted(trials))
