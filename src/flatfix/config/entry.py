@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
     CompactHydraException,
     ConfigCompositionException,
@@ -139,7 +140,9 @@ def explain(error: CompactHydraException, name: str, conf: Path, schema: Schema)
 
 def _explain_missing(key: str, name: str, conf: Path, schema: Schema) -> str:
     """Say what is there in place of the option `key`, in the config that the rest of the command line composes."""
-    overrides = [word for word in sys.argv[1:] if "=" in word and word.partition("=")[0].lstrip("+~") != key]
+    parser = OverridesParser.create()
+    words = [word for word in sys.argv[1:] if "=" in word and word.partition("=")[0].lstrip("+~") != key]
+    overrides = [word for word in words if not parser.parse_override(word).is_sweep_override()]  # not of one config
     with hydra.initialize_config_dir(str(conf)):
         try:
             cfg = hydra.compose(name, overrides=overrides, return_hydra_config=True)
