@@ -10,8 +10,8 @@ PART ?=
 ARGS ?=
 
 TRAIN := train,sweep,demo
-TEST := train,sweep,ray,slurm,demo,notebooks,dev
-BENCHMARK := train,sweep,demo,bench,dev
+TEST := train,serve,sweep,ray,slurm,demo,notebooks,dev
+BENCHMARK := train,serve,sweep,demo,bench,dev
 
 VENV := .venv
 PY := $(VENV)/bin/python

@@ -87,11 +87,12 @@ LAW = {
         },
     ),
     "serving": Room(
-        # Starlette, pydantic and uvicorn are FastAPI's own parts.
+        # Starlette and pydantic are FastAPI's own parts, httptools uvicorn's.
         names(
-            "fastapi starlette pydantic uvicorn prometheus_client pyarrow flatfix.inference flatfix.registry"
-            " flatfix.evaluation flatfix.data.store"
-        )
+            "fastapi starlette pydantic uvicorn httptools python_multipart prometheus_client flatfix.inference"
+            " flatfix.registry flatfix.evaluation flatfix.tracking.connection flatfix.data.store"
+        ),
+        only={"load": names("matplotlib uvloop")},
     ),
     "monitoring": Room(
         names(

@@ -1,0 +1,1 @@
+"""A model behind HTTP: it follows an alias of the registry, and answers pictures fast."""
