@@ -31,7 +31,7 @@ def names(text: str) -> frozenset[str]:
 
 
 LAW = {
-    "config": Room(names("hydra omegaconf rich flatfix.evaluation.metrics")),  # the names of the metrics
+    "config": Room(names("hydra omegaconf yaml rich flatfix.evaluation.metrics")),  # the names of the metrics
     "inference": Room(names("PIL simplejpeg onnxruntime openvino")),
     "evaluation": Room(
         names("scipy sklearn pyarrow matplotlib jinja2 flatfix.inference.decision"),
@@ -92,7 +92,7 @@ LAW = {
             "fastapi starlette pydantic uvicorn httptools python_multipart prometheus_client flatfix.inference"
             " flatfix.registry flatfix.evaluation flatfix.tracking.connection flatfix.data.store"
         ),
-        only={"load": names("matplotlib uvloop")},
+        only={"load": names("matplotlib uvloop"), "source": names("mlflow.tracking")},  # a type
     ),
     "monitoring": Room(
         names(

@@ -345,6 +345,36 @@ PREDICT: Schema = {
     **PATHS,
 }
 
+SERVE: Schema = {
+    "alias": Option(str, "the version to follow: production, staging, or any alias of the registered model"),
+    "host": Option(str, "address to listen on; 0.0.0.0 for every network of this machine"),
+    "port": Option(int, "port to listen on (0: a free one)", low=0, high=65535),
+    "workers": Option(int, "processes that share the port, each with its own copy of the model", low=1, high=64),
+    "poll_s": Option(float, "seconds between two looks at the alias", low=0.1),
+    "batch.size": Option(int, "pictures at most that are computed at once", low=1, high=256),
+    "batch.wait_ms": Option(float, "longest that a batch waits for pictures that are being decoded", low=0, high=1000),
+    "limits.waiting": Option(int, "requests in the building, of a worker; one more is refused with 503", low=1),
+    "limits.waiting_mb": Option(int, "megabytes of their bodies", low=1),
+    "limits.body_mb": Option(int, "largest body of a request, in megabytes", low=1, high=1024),
+    "limits.megapixels": Option(float, "largest picture, as its header declares it", above=0, high=160),
+    "limits.files": Option(int, "pictures of one request", low=1, high=1000),
+    "limits.deadline_s": Option(float, "seconds after which a request is answered with 504", above=0),
+    "limits.body_s": Option(float, "seconds that a client may take to send a body", above=0),
+    "limits.headers_s": Option(float, "seconds that a client may take to send the headers", above=0),
+    "limits.idle_s": Option(float, "seconds that a connection without a request stays open", low=1),
+    "limits.drain_s": Option(float, "seconds that requests in flight have left after SIGTERM", low=0),
+    "hosts": Option(list, "host names that requests may be for; empty: any"),
+    "auth.keys": Option(
+        str, "file of API keys, from python -m flatfix.serving.keys (null: nobody administers)", optional=True
+    ),
+    "auth.predict": Option(bool, "ask for a key to predict, too"),
+    "journal_mb": Option(int, "most that the record of answers and feedback keeps, in megabytes (0: no record)", low=0),
+    **RUNTIME,
+    **REGISTRY,
+    "tracking.uri": MLFLOW["tracking.uri"],
+    **PATHS,
+}
+
 PUBLISH: Schema = {
     "action": Option(str, "what to do", choices=("publish", "list", "show", "verify", "diff", "pull", "derive")),
     "against": Option(str, "diff: the version to compare with", optional=True),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flatfix.config.groups import Entry, Group, Section, read_entry, settings
-from flatfix.config.options import EVALUATE, PREDICT, PROMOTE, PUBLISH, TRAIN
+from flatfix.config.options import EVALUATE, PREDICT, PROMOTE, PUBLISH, SERVE, TRAIN
 from flatfix.config.schema import Free, Rule, Schema, Target
 from flatfix.config.text import as_written
 
@@ -21,6 +21,7 @@ ENTRIES: Mapping[str, Schema] = {
     "promote": PROMOTE,
     "evaluate": EVALUATE,
     "predict": PREDICT,
+    "serve": SERVE,
 }
 HEAD = """\
 <!-- `make docs` writes this page from conf/ and src/flatfix/config/options.py: change those. -->

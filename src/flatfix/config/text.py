@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from flatfix.errors import UserError
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
@@ -16,6 +20,18 @@ def to_yaml(values: Mapping[str, Any]) -> str:
 def from_yaml(text: str) -> dict[str, Any]:
     """Read what `to_yaml` wrote."""
     return cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.create(text)))
+
+
+def layered(*texts: str) -> DictConfig:
+    """Read YAML texts, each of which has its way over those before it.
+
+    Raises:
+        UserError: for a text that is not a mapping in YAML.
+    """
+    try:
+        return cast("DictConfig", OmegaConf.merge(*(OmegaConf.create(text) for text in texts)))
+    except (YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
+        raise UserError(f"not a mapping in YAML: {' '.join(str(error).split())[:300]}") from error
 
 
 def as_written(value: Any) -> str:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from flatfix.errors import one_of
+from flatfix.inference.claims import fault
 
 RESIZE_RULES = ("squash", "crop", "pad")
 
@@ -28,6 +29,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 
 # What a header may claim before memory is spent on it: the largest inspection cameras have 150 megapixels.
 MAX_PIXELS = 160_000_000
+
+# What it may claim where Pillow's decoder is written in Python: run-length BMP, plain PPM, and PPM of uncommon depths.
+# A kilobyte of the first can ask for a loop over all pixels, half a minute of 49 megapixels.
+MAX_SLOW_PIXELS = 1_000_000
 
 # What a JPEG may be divided by as it is decoded, if its sides stay at least REDUCING_GAP times what is asked for. This
 # is the `reducing_gap` of Pillow's Image.thumbnail: with 2.0, its default, "very close to fair resampling".
@@ -46,7 +51,15 @@ class UnreadableImageError(ValueError):
     """Report bytes that do not decode; the message is the reason."""
 
 
-def decode(data: bytes) -> NDArray[np.uint8]:
+class UnknownFormatError(UnreadableImageError):
+    """Report bytes that do not begin as a picture in one of `FORMATS` does."""
+
+
+class TooManyPixelsError(UnreadableImageError):
+    """Report a header that claims more pixels than are allowed, before memory is spent on them."""
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Decode a picture into `[H, W, 3]` uint8 RGB (perhaps read-only).
 
     The EXIF orientation is applied. Grey, palette and 1-bit pictures become RGB, 16-bit grey is scaled by its full
@@ -54,12 +67,12 @@ def decode(data: bytes) -> NDArray[np.uint8]:
     with several frames the first counts.
 
     Raises:
-        UnreadableImageError: for anything that is not a whole picture in one of `FORMATS` with at most `MAX_PIXELS`.
+        UnreadableImageError: for anything that is not a whole picture in one of `FORMATS` with at most `max_pixels`.
     """
-    return _rgb(_read(data, lambda width, height: 1).pixels)
+    return _rgb(_read(data, lambda width, height: 1, max_pixels).pixels)
 
 
-def load(data: bytes, size: int, rule: str) -> NDArray[np.uint8]:
+def load(data: bytes, size: int, rule: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Decode a picture and scale it to `[size, size, 3]` uint8 RGB (perhaps read-only).
 
     The pixels are those of `resize(decode(data), size, rule)`, except that a JPEG at least four times as large as what
@@ -70,8 +83,22 @@ def load(data: bytes, size: int, rule: str) -> NDArray[np.uint8]:
         UnreadableImageError: as `decode` does.
         UserError: for a rule that is not one of `RESIZE_RULES`.
     """
+    return load_with_sides(data, size, rule, max_pixels)[0]
+
+
+def load_with_sides(
+    data: bytes, size: int, rule: str, max_pixels: int = MAX_PIXELS
+) -> tuple[NDArray[np.uint8], tuple[float, float]]:
+    """Return what `load` does, and the width and the height of the whole picture, upright, up to a common factor.
+
+    Raises:
+        UnreadableImageError: as `decode` does.
+        UserError: for a rule that is not one of `RESIZE_RULES`.
+    """
     one_of("dataset.resize", rule, RESIZE_RULES)
-    return _resized(_read(data, partial(_reduction, size=size, rule=rule)), size, rule)
+    picture = _read(data, partial(_reduction, size=size, rule=rule), max_pixels)
+    left, top, right, bottom = picture.box
+    return _resized(picture, size, rule), (right - left, bottom - top)
 
 
 def resize(image: NDArray[np.uint8], size: int, rule: str) -> NDArray[np.uint8]:
@@ -87,6 +114,23 @@ def resize(image: NDArray[np.uint8], size: int, rule: str) -> NDArray[np.uint8]:
     return _resized(_Picture(image, (0, 0, width, height)), size, rule)
 
 
+def fit(box: Box, size: int, rule: str) -> tuple[Box, Size]:
+    """Return what a resize rule takes of the picture in `box`, and how large that becomes in the square.
+
+    The square is that part alone, but for `pad`: its centre is, with `(size - side) // 2` pixels of black before it.
+    """
+    left, top, right, bottom = box
+    width, height = right - left, bottom - top
+    if rule == "crop":
+        side = min(width, height)
+        left, top = left + (width - side) / 2, top + (height - side) / 2
+        return (left, top, left + side, top + side), (size, size)
+    if rule == "pad":
+        longest = max(width, height)
+        return box, (max(1, round(width * size / longest)), max(1, round(height * size / longest)))
+    return box, (size, size)
+
+
 class _Picture(NamedTuple):
     """Hold what was decoded, upright.
 
@@ -100,20 +144,22 @@ class _Picture(NamedTuple):
     box: Box
 
 
-def _read(data: bytes, reduction: Callable[[int, int], int]) -> _Picture:
+def _read(data: bytes, reduction: Callable[[int, int], int], max_pixels: int) -> _Picture:
     """Decode; a JPEG with its sides divided by the `reduction` of its width and height."""
     if not data:
         raise UnreadableImageError("the file is empty")
-    return _read_plain_jpeg(data, reduction) or _read_any(data, reduction)
+    if (too_much := fault(data, max_pixels)) is not None:
+        raise UnreadableImageError(too_much)
+    return _read_plain_jpeg(data, reduction, max_pixels) or _read_any(data, reduction, max_pixels)
 
 
-def _read_plain_jpeg(data: bytes, reduction: Callable[[int, int], int]) -> _Picture | None:
+def _read_plain_jpeg(data: bytes, reduction: Callable[[int, int], int], max_pixels: int) -> _Picture | None:
     """Decode a JPEG in grey or colour that is upright and has no fault; None for everything else."""
     if not data.startswith(_START_OF_JPEG) or _MAY_BE_TURNED.search(data):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if width * height > MAX_PIXELS or colours not in ("Gray", "YCbCr", "RGB"):
+        if width * height > max_pixels or colours not in ("Gray", "YCbCr", "RGB"):
             return None
         by = reduction(width, height)
         mode = "Gray" if colours == "Gray" else "RGB"
@@ -123,13 +169,15 @@ def _read_plain_jpeg(data: bytes, reduction: Callable[[int, int], int]) -> _Pict
     return _Picture(pixels[..., 0] if mode == "Gray" else pixels, (0, 0, width / by, height / by))
 
 
-def _read_any(data: bytes, reduction: Callable[[int, int], int]) -> _Picture:
+def _read_any(data: bytes, reduction: Callable[[int, int], int], max_pixels: int) -> _Picture:
     """Decode with Pillow, or say what is wrong."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise UnreadableImageError(f"claims {width} x {height} pixels: more than {MAX_PIXELS:,}")
+            if width * height > max_pixels:
+                raise TooManyPixelsError(f"claims {width} x {height} pixels: more than {max_pixels:,}")
+            if width * height > MAX_SLOW_PIXELS and any(tile[0] in Image.DECODERS for tile in image.tile[:1]):
+                raise TooManyPixelsError(f"has more than {MAX_SLOW_PIXELS:,} pixels in a form that is slow to read")
             by = reduction(width, height)
             drafted = image.draft(None, (width // by, height // by))  # None but for a JPEG
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if drafted else 1
@@ -137,11 +185,21 @@ def _read_any(data: bytes, reduction: Callable[[int, int], int]) -> _Picture:
             box = _turned(drafted[1], orientation, image.size) if drafted else (0, 0, *image.size)
             return _Picture(_grey_or_rgb(image), box)
     except UnidentifiedImageError as error:
-        raise UnreadableImageError(f"not a picture in a known format ({', '.join(FORMATS)})") from error
+        if _has_known_start(data):
+            raise UnreadableImageError("its header is damaged or incomplete") from error
+        raise UnknownFormatError(f"not a picture in a known format ({', '.join(FORMATS)})") from error
+    except Image.DecompressionBombError as error:
+        raise TooManyPixelsError(str(error)) from error
     except (UnreadableImageError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders answer damaged bytes with nearly any exception
         raise UnreadableImageError(str(error) or type(error).__name__) from error
+
+
+def _has_known_start(data: bytes) -> bool:
+    """Return whether a reader of Pillow's takes the bytes for its own by how they begin."""
+    readers = (Image.OPEN[name][1] for name in FORMATS)
+    return any(accepts(data[:16]) for accepts in readers if accepts is not None)
 
 
 def _turned(box: Box, orientation: int, size: Size) -> Box:
@@ -160,23 +218,9 @@ def _turned(box: Box, orientation: int, size: Size) -> Box:
     return left, top, left + width, top + height
 
 
-def _fit(box: Box, size: int, rule: str) -> tuple[Box, Size]:
-    """Return what a resize rule takes of the picture in `box`, and how large that becomes."""
-    left, top, right, bottom = box
-    width, height = right - left, bottom - top
-    if rule == "crop":
-        side = min(width, height)
-        left, top = left + (width - side) / 2, top + (height - side) / 2
-        return (left, top, left + side, top + side), (size, size)
-    if rule == "pad":
-        longest = max(width, height)
-        return box, (max(1, round(width * size / longest)), max(1, round(height * size / longest)))
-    return box, (size, size)
-
-
 def _reduction(width: int, height: int, size: int, rule: str) -> int:
     """Return what the sides of a JPEG may be divided by."""
-    (left, top, right, bottom), inner = _fit((0, 0, width, height), size, rule)
+    (left, top, right, bottom), inner = fit((0, 0, width, height), size, rule)
     gap = min((right - left) / inner[0], (bottom - top) / inner[1]) / REDUCING_GAP
     return next((by for by in REDUCTIONS if by <= gap), 1)
 
@@ -186,7 +230,7 @@ def _resized(picture: _Picture, size: int, rule: str) -> NDArray[np.uint8]:
     pixels, box = picture
     if box == (0, 0, size, size):
         return _rgb(pixels)
-    part, inner = _fit(box, size, rule)
+    part, inner = fit(box, size, rule)
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     scaled = image.resize(inner, Image.Resampling.BILINEAR, part)
     if inner != (size, size):
@@ -219,7 +263,11 @@ def _grey_or_rgb(image: Image.Image) -> Image.Image:
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
     """Scale by the full range; Pillow's own conversion clips at 255."""
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
+    stored = np.asarray(image)
+    if stored.min() < 0 or stored.max() > 65535:
         raise UnreadableImageError("integer pixels outside 0 to 65535 have no known range")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    # In place, and no wider than it has to be: there may be 50 megapixels, several times at once.
+    values = stored.astype(np.uint32)
+    values += 128
+    values //= 257
+    return Image.fromarray(values.astype(np.uint8))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -17,7 +20,7 @@ import numpy as np
 
 from flatfix.console import say
 from flatfix.errors import UserError
-from flatfix.files import filling
+from flatfix.files import filling, needing_room
 from flatfix.inference.card import Card
 from flatfix.inference.package import CARD, MODEL, DamagedPackageError, Package, open_package
 from flatfix.registry.versions import DIGEST_TAG, Version
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 REQUIREMENTS = ("mlflow", "onnx", "onnxruntime")  # of whoever loads a package with MLflow alone
+NUM_KEPT = 8  # fetched packages
+IN_USE_S = 3600.0  # after which whoever fetched a package has long loaded it
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 MAX_NAME_CHARS = 40  # of a folder's name, which must not be too long for a disk
 
 
@@ -82,6 +88,22 @@ def fetch_package(client: MlflowClient, version: Version, cache_dir: Path) -> Pa
     return package
 
 
+def forget_unused(cache_dir: Path) -> None:
+    """Remove fetched packages from `cache_dir`, but for the `NUM_KEPT` used last and any used in the last hour."""
+    packages = [path for path in (cache_dir / "packages").glob("[!.]*") if path.is_dir()]
+    for folder in sorted(packages, key=_last_used, reverse=True)[NUM_KEPT:]:
+        if time.time() - _last_used(folder) > IN_USE_S:
+            with _lock(folder), suppress(FileNotFoundError):  # another process may be at it too
+                shutil.rmtree(folder)
+
+
+def _last_used(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:  # another process has removed it meanwhile
+        return 0
+
+
 def _is_registered(package: Package, version: Version) -> bool:
     return package.digest == version.tags.get(DIGEST_TAG, package.digest)
 
@@ -121,10 +143,14 @@ def _local_folder(source: str) -> Path | None:
 def _cached(client: MlflowClient, version: Version, cache_dir: Path) -> Package:
     key = hashlib.sha256(version.source.encode()).hexdigest()[:16]
     folder = cache_dir / "packages" / f"{version.name[:MAX_NAME_CHARS]}-{version.number}-{key}"
-    with _lock(folder):
+    with (
+        needing_room("paths.cache", f"a package in {folder.parent}", "Make some, or name another folder."),
+        _lock(folder),
+    ):
         if folder.is_dir():
             with suppress(DamagedPackageError):
                 if _is_registered(package := open_package(folder), version):
+                    os.utime(folder)  # for `forget_unused`
                     return package
             say(f"{folder}: damaged, fetched again")
             shutil.rmtree(folder)
@@ -149,6 +175,9 @@ def _download(client: MlflowClient, version: Version, folder: Path) -> None:
             repository = get_artifact_repository(version.source, tracking_uri=client.tracking_uri)
             repository.download_artifacts("", str(draft))
         except Exception as error:  # whatever an artifact store raises
+            for number in NO_ROOM:
+                if os.strerror(number) in str(error):  # MLflow fetches in threads, and passes on only what they said
+                    raise OSError(number, os.strerror(number)) from error
             reason = " ".join(str(error).split())[:300]
             raise UserError(
                 f"its package cannot be fetched from {version.source} ({reason}). Start or repair "

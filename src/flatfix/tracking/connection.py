@@ -53,12 +53,12 @@ def preflight(uri: str, experiment: str) -> str:
     artifact_location = None
     with told_as_user_error(uri):
         if scheme == "sqlite":
-            database = _sqlite_path(uri)
+            database = sqlite_path(uri)
             _create_sqlite(uri, database)
             # MLflow would put them into ./mlruns of whatever folder the process runs in.
             artifact_location = (database.parent / "mlartifacts" / re.sub(r"[^\w-]+", "-", experiment)).as_uri()
         elif scheme in ("http", "https"):
-            _probe(uri)
+            probe(uri)
         return _experiment_id(uri, experiment, artifact_location)
 
 
@@ -128,7 +128,12 @@ def tame_mlflow() -> None:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 
-def _sqlite_path(uri: str) -> Path:
+def sqlite_path(uri: str) -> Path:
+    """Return the file of a SQLite database, absolute.
+
+    Raises:
+        UserError: `uri` names none.
+    """
     path = uri.removeprefix("sqlite:///").partition("?")[0]
     if not uri.startswith("sqlite:///") or path in ("", ":memory:"):
         raise UserError(
@@ -165,7 +170,7 @@ def _create_sqlite(uri: str, database: Path) -> None:
             whole.replace(database)
 
 
-def _probe(uri: str) -> None:
+def probe(uri: str) -> None:
     """Raise unless an HTTP server answers at `uri`, asked through the proxies and with the login that MLflow uses."""
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from flatfix.config.groups import Group, read_entry, settings
-from flatfix.config.options import EVALUATE, PREDICT, PROMOTE, PUBLISH, TRAIN
+from flatfix.config.options import EVALUATE, PREDICT, PROMOTE, PUBLISH, SERVE, TRAIN
 from flatfix.config.schema import Free, Schema, Target
 from tests.helpers.compose import CONF
 
@@ -16,6 +16,7 @@ ENTRIES: dict[str, Schema] = {
     "train": TRAIN,
     "publish": PUBLISH,
     "predict": PREDICT,
+    "serve": SERVE,
     "promote": PROMOTE,
     "evaluate": EVALUATE,
 }

@@ -12,7 +12,15 @@ import sklearn.datasets
 from PIL import Image
 
 from flatfix.errors import UserError
-from flatfix.inference.decode import UnreadableImageError, decode, load, resize
+from flatfix.inference.decode import (
+    TooManyPixelsError,
+    UnknownFormatError,
+    UnreadableImageError,
+    decode,
+    load,
+    load_with_sides,
+    resize,
+)
 from tests.helpers.images import colours, encode, grey_forms, greys, png_claiming
 
 PHOTOGRAPHS = Path(sklearn.datasets.__file__).parent / "images"  # china.jpg and flower.jpg, 640 x 427
@@ -190,8 +198,8 @@ def test_a_jpeg_cut_anywhere_is_refused():
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not a picture in a known format"),
         (encode(colours(240, 320), "JPEG")[:-200], "truncated"),
         (encode(colours(240, 320))[:-100], "truncated"),
-        (encode(colours()).replace(b"IDAT", b"IDAX"), "not a picture"),
-        (encode(colours()).replace(b"IHDR", b"\0\0\0\0"), "not a picture"),
+        (encode(colours()).replace(b"IDAT", b"IDAX"), "header is damaged"),
+        (encode(colours()).replace(b"IHDR", b"\0\0\0\0"), "header is damaged"),
         (encode(greys().astype(np.float32), "TIFF"), "floating-point"),
         (encode(greys().astype(np.int32) * 1000, "TIFF"), "no known range"),
         (png_claiming(60_000, 60_000), "3600000000"),
@@ -217,6 +225,58 @@ def test_a_whole_jpeg_of_too_many_pixels_is_refused():
     for read in (decode, lambda data: load(data, 8, "crop")):
         with pytest.raises(UnreadableImageError, match="claims 65000 x 2462 pixels: more than 160,000,000"):
             read(data)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    "data",
+    [png_claiming(101, 99), png_claiming(13_000, 13_000), png_claiming(60_000, 60_000)]
+    + [encode(Image.new(mode, (101, 100)), "JPEG") for mode in ("L", "RGB", "CMYK")]
+    + [encode(Image.new("RGB", (101, 100)), format) for format in ("GIF", "WEBP", "TIFF", "BMP", "PPM")],
+)
+def test_a_caller_that_allows_fewer_pixels_gets_no_picture_of_more(data):
+    for read in (decode, lambda data, allowed: load(data, 8, "squash", allowed)):
+        with pytest.raises(TooManyPixelsError, match="pixels"):
+            read(data, 9_998)
+
+
+def test_a_picture_of_as_many_pixels_as_are_allowed_is_read():
+    for format in ("JPEG", "PNG"):
+        data = encode(Image.new("RGB", (100, 100)), format)
+
+        assert decode(data, 10_000).shape == (100, 100, 3)
+        assert load(data, 8, "squash", 10_000).shape == (8, 8, 3)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM"])
+def test_the_beginning_of_a_picture_is_a_damaged_picture_and_not_an_unknown_format(format):
+    data = encode(colours(), format)
+
+    for end in (16, 24, len(data) // 3):
+        with pytest.raises(UnreadableImageError) as caught:
+            load(data[:end], 8, "squash")
+        assert not isinstance(caught.value, UnknownFormatError)
+
+
+@pytest.mark.parametrize(
+    "data", [b"\0" * 99, b"<svg></svg>", b"%PDF-1.7", b"PK\3\4", b"\xff\xd8", "Bild".encode("utf-16")]
+)
+def test_what_no_reader_takes_for_its_own_is_of_an_unknown_format(data):
+    for read in (decode, lambda data: load(data, 8, "crop")):
+        with pytest.raises(UnknownFormatError, match="not a picture in a known format"):
+            read(data)
+
+
+@pytest.mark.parametrize("orientation", MIRRORED)
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF"])
+def test_the_sides_of_the_upright_picture_come_with_its_pixels(format, orientation):
+    data = oriented(colours(330, 501), orientation, format)
+
+    pixels, (width, height) = load_with_sides(data, 40, "pad")
+
+    np.testing.assert_array_equal(pixels, load(data, 40, "pad"))
+    assert width / height == pytest.approx(501 / 330)
 
 
 @pytest.mark.parametrize("rule", RULES)

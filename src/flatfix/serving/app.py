@@ -1,0 +1,33 @@
+"""The server as an ASGI application, for `serve.py` and for uvicorn alone."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flatfix.machine import CORES, num_cores
+from flatfix.serving import multiproc, settings
+
+if TYPE_CHECKING:
+    from flatfix.serving.guard import Guard
+
+
+def create_app() -> Guard:
+    """Return the server that the file named by `FLATFIX_SERVE_CONFIG` describes, or that of the defaults.
+
+    Everything that has to be known before the libraries are imported is said here: a worker among several takes its
+    share of the cores, and counts where the others find it.
+
+    Raises:
+        UserError: naming the option that is wrong.
+    """
+    file = os.environ.get(settings.VARIABLE)
+    chosen = settings.Settings.of(settings.read(Path(file) if file else None))
+    if multiprocessing.parent_process() is not None:  # of uvicorn, which started it beside others
+        os.environ.setdefault(CORES, str(max(1, num_cores() // chosen.workers)))
+        multiproc.prepare(chosen.output / "serving" / "metrics")
+    from flatfix.serving.routes import build
+
+    return build(chosen)
