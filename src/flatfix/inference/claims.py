@@ -49,8 +49,7 @@ def fault(data: bytes, max_pixels: int) -> str | None:
 def _fault_of_jpeg(data: bytes) -> str | None:
     """Walk from marker to marker (ITU-T T.81, B.1.1) up to the first scan, and on where there may be many."""
     position, num_segments, num_junk, num_scans = 2, 0, 0, 0
-    has_one_scan = False
-    frame = 0
+    num_components, is_sequential = 0, False
     while found := (_MARKER_IN_SCAN if num_scans else _MARKER).search(data, position):
         marker = data[found.start() + 1]
         num_segments += 1
@@ -63,17 +62,15 @@ def _fault_of_jpeg(data: bytes) -> str | None:
             return None
         if marker in _WITHOUT_LENGTH:
             continue
-        if marker in _FRAMES and not frame:
-            frame = marker
-            has_one_scan = marker in _SEQUENTIAL
-            num_components = data[position + 7]
+        if marker in _FRAMES and not num_components:
+            num_components, is_sequential = data[position + 7], marker in _SEQUENTIAL
         elif marker == _SOS:
             num_scans += 1
             if num_scans > MAX_SCANS:
                 return f"it has more than {MAX_SCANS} scans"
-            # A decoder stops after the scan of a sequential picture that holds all components, and a search for
-            # further ones would cost a tenth of the decoding.
-            if has_one_scan and data[position + 2] == num_components:
+            # Of a sequential picture whose first scan holds all components a decoder reads no other, and the search
+            # for them would cost a tenth of its time.
+            if num_scans == 1 and is_sequential and data[position + 2] == num_components:
                 return None
         position += int.from_bytes(data[position : position + 2], "big")
     return None

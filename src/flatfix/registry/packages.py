@@ -28,12 +28,13 @@ from flatfix.tracking.connection import tame_mlflow
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
     from mlflow.tracking import MlflowClient
 
 REQUIREMENTS = ("mlflow", "onnx", "onnxruntime")  # of whoever loads a package with MLflow alone
 NUM_KEPT = 8  # fetched packages
 IN_USE_S = 3600.0  # after which whoever fetched a package has long loaded it
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+SPARE_BYTES = 2**20  # that a disk needs beside the files of a package
 MAX_NAME_CHARS = 40  # of a folder's name, which must not be too long for a disk
 
 
@@ -175,14 +176,30 @@ def _download(client: MlflowClient, version: Version, folder: Path) -> None:
             repository = get_artifact_repository(version.source, tracking_uri=client.tracking_uri)
             repository.download_artifacts("", str(draft))
         except Exception as error:  # whatever an artifact store raises
-            for number in NO_ROOM:
-                if os.strerror(number) in str(error):  # MLflow fetches in threads, and passes on only what they said
-                    raise OSError(number, os.strerror(number)) from error
+            if _lacks_room(client, version, draft):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
             reason = " ".join(str(error).split())[:300]
             raise UserError(
                 f"its package cannot be fetched from {version.source} ({reason}). Start or repair "
                 "what keeps MLflow's artifacts, or give this machine access to it."
             ) from error
+
+
+def _lacks_room(client: MlflowClient, version: Version, draft: Path) -> bool:
+    """Say whether the disk has no room for a package: the errors that MLflow raises then do not always tell."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    with suppress(Exception):  # a store that is down does not tell a size either
+        repository = get_artifact_repository(version.source, tracking_uri=client.tracking_uri)
+        fetched = sum(512 * path.stat().st_blocks for path in draft.rglob("*"))
+        return _size(repository) + SPARE_BYTES > fetched + shutil.disk_usage(draft).free
+    return False
+
+
+def _size(repository: ArtifactRepository, folder: str | None = None) -> int:
+    """Return the bytes of all artifacts in a folder and below it."""
+    found = repository.list_artifacts(folder)
+    return sum(_size(repository, each.path) if each.is_dir else each.file_size or 0 for each in found)
 
 
 def _title(version: Version) -> str:

@@ -59,12 +59,20 @@ class Explained(BaseModel):
     probability: Probability
     heat: Annotated[
         list[list[float]],
-        Field(description="Rows from top to bottom: how much each part speaks for the class, 0 to 1 for the most."),
+        Field(
+            description="Rows from top to bottom: how much each part speaks for the class, 0 to 1 for the most.",
+            examples=[[[0.0, 0.2], [0.4, 1.0]]],
+        ),
     ]
     drop: Annotated[float, Field(description="What hiding a part takes from the probability at most.", examples=[0.4])]
     box: Annotated[
-        tuple[float, float, float, float],
-        Field(description="Left, top, right and bottom of what the heat covers, as parts of the upright picture."),
+        list[float],
+        Field(
+            description="Left, top, right and bottom of what the heat covers, as parts of the upright picture.",
+            min_length=4,
+            max_length=4,
+            examples=[[0.0, 0.0, 1.0, 1.0]],
+        ),
     ]
 
 
@@ -101,7 +109,7 @@ class Health(BaseModel):
 class Feedback(BaseModel):
     """What `POST /feedback` takes: the true class of a picture that was answered."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     request_id: RequestId
     label: Annotated[str, Field(description="The true class, as in `/info`.", min_length=1, examples=["ok"])]
@@ -126,7 +134,7 @@ class Reloaded(BaseModel):
             examples=["swapped"],
         ),
     ]
-    reason: Annotated[str | None, Field(description="Why, where there is more to say.")]
+    reason: Annotated[str | None, Field(description="Why, where there is more to say.", examples=[None])]
     model_version: Annotated[str | None, Field(description="Version that answers now.", examples=["8"])]
 
 

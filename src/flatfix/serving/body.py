@@ -15,6 +15,8 @@ from flatfix.serving.problems import Problem
 
 FIELDS = ("file", "files")
 FORM = b"multipart/form-data"
+# The last is what curl --data-binary calls whatever it sends.
+RAW = (b"", b"application/octet-stream", b"application/x-www-form-urlencoded")
 MAX_TYPE = 1024  # characters of Content-Type
 MAX_FEEDBACK = 16_384  # bytes: parsed on the event loop, which a megabyte of wrong fields would hold up for a second
 EXPECTED = "Send each picture as the form field `file` (multipart/form-data), or one picture as the body (image/jpeg)."
@@ -27,7 +29,7 @@ async def pictures_of(request: Request, *, max_files: int) -> list[bytes]:
     """Return the bytes of each picture that a request brings, in their order; nothing touches the disk.
 
     A form (RFC 7578) has one in each field `file` or `files`. Any other body is one picture, when its type is an
-    image's, `application/octet-stream` or not said. Whether they are pictures is for the decoder to say.
+    image's, `application/octet-stream`, that of curl or not said. Whether they are pictures is for the decoder to say.
 
     Raises:
         Problem: 413 for too many pictures, 415 for another type of body, 422 for a form that is broken or has another
@@ -37,7 +39,7 @@ async def pictures_of(request: Request, *, max_files: int) -> list[bytes]:
     media_type, options = parse_options_header(written[:MAX_TYPE])
     if media_type == FORM:
         return await _of_form(request, options.get(b"boundary", b""), max_files)
-    if media_type and media_type != b"application/octet-stream" and not media_type.startswith(b"image/"):
+    if media_type not in RAW and not media_type.startswith(b"image/"):
         shown = media_type[:60].decode("latin-1")
         detail = f"The body is {shown!r}, by its Content-Type. {EXPECTED}"
         raise Problem(415, "Not a picture", detail, reason="not_an_image")

@@ -17,6 +17,7 @@ from flatfix.inference.decode import (
     UnreadableImageError,
     load_with_sides,
 )
+from flatfix.machine import step_back
 from flatfix.serving.explain import shown_box
 from flatfix.serving.metrics import Metrics
 from flatfix.serving.problems import Problem
@@ -41,7 +42,7 @@ class Decoders:
         """
         self._max_pixels = max_pixels
         self._metrics = metrics
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode", initializer=step_back)
 
     async def load(self, data: bytes, size: int, rule: str) -> NDArray[np.uint8]:
         """Decode and scale a picture to `[size, size, 3] uint8`, see `inference.decode.load`.

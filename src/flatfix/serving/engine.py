@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatfix.inference.predictor import Predictions, Predictor
+from flatfix.machine import step_back
 from flatfix.serving.metrics import Metrics
 from flatfix.serving.problems import Problem
 
@@ -146,6 +147,7 @@ class Engine:
         return await future
 
     def _run(self) -> None:
+        step_back()
         # No variable here may outlive a batch: it would keep a model in memory that was swapped out.
         while self._has_work():
             try:

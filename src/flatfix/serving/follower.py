@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 from flatfix.errors import UserError
 from flatfix.inference.package import Package
 from flatfix.inference.predictor import Predictor
+from flatfix.machine import step_back
 from flatfix.registry.versions import DIGEST_TAG
 from flatfix.serving import preparation
 from flatfix.serving.last_good import Facts, LastGood
@@ -107,13 +108,16 @@ class Follower:
         return self._thread is not None and self._thread.is_alive()
 
     def _run(self) -> None:
+        step_back()  # by which the threads of every runtime that it loads do, too
         while not self._stopping.is_set():
             try:
                 outcome = self._look(is_asked=False)
             except Exception:  # nothing may end this thread, and least of all unseen
                 _log.exception("follower_failed")
                 outcome = Outcome(LOAD_FAILED)
-            self._has_looked.set()
+            if not self._has_looked.is_set():
+                preparation.set_aside()
+                self._has_looked.set()
             if outcome.word != SWAPPED:  # else the alias may have moved on meanwhile
                 self._stopping.wait(self._settings.poll_s * random.uniform(1 - JITTER, 1 + JITTER))
 

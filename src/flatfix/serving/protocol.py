@@ -15,6 +15,7 @@ from flatfix.serving.settings import Limits
 from flatfix.serving.visit import max_body
 
 MAX_HEAD = 65_536  # bytes of a request line and its headers
+MAX_PIPELINED = 64  # requests of a connection that wait for the one before them: a packet can hold thousands
 NUM_BODIES = 4  # of a body that nobody reads, so many times the largest body is let run out
 
 BROKEN_HTTP = Problem(400, "Broken HTTP", "What was sent is not an HTTP/1.1 request.", reason="broken_http")
@@ -40,6 +41,9 @@ class Protocol(HttpToolsProtocol):
       with unread bytes is reset, and the client may lose the answer (RFC 9112, 9.6). It has `body_s` and
       `NUM_BODIES` times the largest body for it.
     - A client that does not read its answers for `idle_s` is cut off.
+    - Of pipelined requests the first `MAX_PIPELINED` are answered, and the connection is closed: a client has to expect
+      that (RFC 9112, 9.3.2).
+    - However small its chunks, a body costs as much as its bytes: uvicorn would copy all that waits for each chunk.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -55,6 +59,7 @@ class Protocol(HttpToolsProtocol):
         self._num_whole = 0  # requests
         self._num_bare_bytes = 0  # since the last head, or piece of a body
         self._num_dropped = 0
+        self._pieces: list[bytes] = []  # of a body, from what came last
         self._refusal = BROKEN_HTTP
         self._drop_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
@@ -84,8 +89,10 @@ class Protocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade:
             pass  # to what nobody speaks here: the request is answered as it is (RFC 9110, 7.8)
         except httptools.HttpParserError:
+            self._pieces.clear()
             self._refuse(self._refusal)
             return
+        self._pass_on()
         if self._num_bare_bytes > MAX_HEAD:
             self._refuse(HEADERS_TOO_LARGE)
             return
@@ -118,6 +125,8 @@ class Protocol(HttpToolsProtocol):
             # llhttp takes such a body for the other protocol. Java's HttpClient offers h2c unless told not to.
             self._refusal = NO_UPGRADE
             raise _RefusedError
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise _RefusedError
         super().on_headers_complete()
         self._is_head_begun = False
         self._is_body = True
@@ -129,10 +138,11 @@ class Protocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Keep a piece of a body."""
         self._num_bare_bytes = 0
-        super().on_body(body)
+        self._pieces.append(body)
 
     def on_message_complete(self) -> None:
         """End a body."""
+        self._pass_on()
         self._is_body = False
         self._num_whole += 1
         super().on_message_complete()
@@ -171,6 +181,13 @@ class Protocol(HttpToolsProtocol):
         self._running = cycle
         cycle.transport = self._exit  # type: ignore[assignment]
         super()._start_asgi_task(cycle, app)
+
+    def _pass_on(self) -> None:
+        """Give the request what came of its body."""
+        if self._pieces:
+            body = b"".join(self._pieces)
+            self._pieces.clear()
+            super().on_body(body)
 
     def _should_upgrade_to_ws(self) -> bool:
         return False

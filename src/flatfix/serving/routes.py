@@ -6,9 +6,10 @@ import warnings
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 
 import flatfix
 from flatfix.serving import problems
@@ -41,19 +42,8 @@ an alias names, and changes to another one by itself when the alias moves.
 Every error is JSON of one shape (RFC 9457), and every answer has the header `X-Request-ID`.
 """
 PICTURE = {"type": "string", "format": "binary"}
-FORMS = {
-    "multipart/form-data": {
-        "schema": {
-            "type": "object",
-            "properties": {
-                "file": {**PICTURE, "description": "A picture: JPEG, PNG, WebP, TIFF, BMP, GIF or PPM."},
-                "files": {"type": "array", "items": PICTURE, "description": "Several pictures."},
-            },
-        }
-    },
-    "image/*": {"schema": PICTURE},
-    "application/octet-stream": {"schema": PICTURE},
-}
+FILE = {"file": {**PICTURE, "description": "A picture: JPEG, PNG, WebP, TIFF, BMP, GIF or PPM."}}
+FILES = {"files": {"type": "array", "items": PICTURE, "description": "Several pictures."}}
 REFUSALS = {
     401: "No key, or one that is not known.",
     403: "The key is for something else.",
@@ -120,7 +110,7 @@ def add_routes(app: FastAPI, service: Service, keys: Keys | None) -> None:
         summary="Classify pictures",
         response_model=Predicted,
         responses=_refusals(401, 403, 408, 413, 415, 422, 429),
-        openapi_extra=_takes_pictures(predict_key),
+        openapi_extra=_takes_pictures({**FILE, **FILES}, predict_key),
     )
     async def predict(request: Request) -> Response:
         """Answer each picture with its class, the decision, and the calibrated probability of every class.
@@ -136,12 +126,12 @@ def add_routes(app: FastAPI, service: Service, keys: Keys | None) -> None:
         summary="See where a picture shows its class",
         response_model=Explained,
         responses=_refusals(401, 403, 408, 413, 415, 422, 429),
-        openapi_extra=_takes_pictures(predict_key),
+        openapi_extra=_takes_pictures(FILE, predict_key),
     )
     async def explain(request: Request) -> Response:
         """Cover the picture part by part, and tell how much of the decided class goes with each.
 
-        One picture, sent as to `/predict`. It takes some seventy predictions, and waits behind those of others.
+        One picture, sent as to `/predict`. It takes fifty predictions, and waits behind those of others.
         """
         (picture,) = await pictures(request, 1)
         return Response(await service.explain(picture, request.state.request_id), media_type="application/json")
@@ -162,25 +152,29 @@ def add_routes(app: FastAPI, service: Service, keys: Keys | None) -> None:
         await service.keep(told)
         return JSONResponse({"request_id": told.request_id}, 202)
 
-    @app.get("/health", summary="How the server is", response_model=Health)
+    unwell: dict[int | str, dict[str, Any]] = {
+        503: {"model": Health, "description": "No model yet, or the model is lost; `reasons` says why."}
+    }
+
+    @app.get("/health", summary="How the server is", response_model=Health, responses=unwell)
     async def health() -> Response:
         """Say which version answers and why; 503 until there is one, and after it is lost."""
         state = service.health()
         return JSONResponse(state, 200 if state["status"] in ("ok", "degraded") else 503)
 
-    @app.get("/livez", summary="Whether the process is well", response_class=Response)
+    @app.get("/livez", summary="Whether the process is well", response_class=Response, responses=_says(200, 503))
     async def livez() -> Response:
         """Answer 200 unless the process has to be started anew."""
         is_well = service.is_well
         return Response("ok\n" if is_well else "lost\n", 200 if is_well else 503, media_type="text/plain")
 
-    @app.get("/readyz", summary="Whether requests may come", response_class=Response)
+    @app.get("/readyz", summary="Whether requests may come", response_class=Response, responses=_says(200, 503))
     async def readyz() -> Response:
         """Answer 200 when pictures would be answered."""
         is_ready = service.is_ready
         return Response("ok\n" if is_ready else "not ready\n", 200 if is_ready else 503, media_type="text/plain")
 
-    @app.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+    @app.get("/metrics", summary="Metrics for Prometheus", response_class=Response, responses=_says(200))
     def metrics() -> Response:
         """Count and measure, over all workers."""
         body, media_type = service.metrics.render()
@@ -208,6 +202,12 @@ def add_routes(app: FastAPI, service: Service, keys: Keys | None) -> None:
 
     for path, name in (("/", "index.html"), ("/docs", "docs.html")):
         _add_page(app, path, name)
+
+    @app.get("/problems/{reason}", include_in_schema=False)
+    async def problem(reason: str) -> Response:
+        """Lead from the `type` of a problem to what it means."""
+        return RedirectResponse(f"/docs#problem-{quote(reason)}")
+
     _describe(app)
 
 
@@ -223,8 +223,18 @@ def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": REFUSALS[status], "content": problem_content()} for status in statuses}
 
 
-def _takes_pictures(security: list[dict[str, list[str]]]) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": FORMS}, "security": security}
+def _says(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    words = {200: "As asked.", 503: "It is not so."}
+    text = {"text/plain": {"schema": {"type": "string"}}}
+    return {status: {"description": words[status], "content": text} for status in statuses}
+
+
+def _takes_pictures(fields: Mapping[str, Any], security: list[dict[str, list[str]]]) -> dict[str, Any]:
+    """Describe a route that takes pictures in fields of a form, or one as the body."""
+    raw = {"schema": PICTURE}
+    form = {"schema": {"type": "object", "properties": dict(fields)}}
+    content = {"multipart/form-data": form, "image/*": raw, "application/octet-stream": raw}
+    return {"requestBody": {"required": True, "content": content}, "security": security}
 
 
 def _takes_feedback(security: list[dict[str, list[str]]]) -> dict[str, Any]:

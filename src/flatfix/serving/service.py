@@ -193,7 +193,7 @@ class Service:
         card = served.predictor.package.card
         with self.engine.coming():
             loads = [self._decoders.load(picture, card.image_size, card.resize) for picture in pictures]
-            images = np.stack([await loads[0]] if len(loads) == 1 else await _each(loads))
+            images = (await loads[0])[None] if len(loads) == 1 else np.stack(await _each(loads))
         return await self.engine.answer(served.predictor, images)
 
 

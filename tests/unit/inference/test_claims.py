@@ -2,29 +2,18 @@ from __future__ import annotations
 
 import io
 import struct
-import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from flatfix.inference.claims import MAX_PIECES, MAX_SCANS, fault
-from flatfix.inference.decode import TooManyPixelsError, UnreadableImageError, decode, load
-from tests.helpers.hostile import bombs, scans, tiff
+from flatfix.inference.decode import TooManyPixelsError, UnreadableImageError, decode
+from tests.helpers.hostile import scans, tiff
 from tests.helpers.images import colours, encode, grey_forms, greys
 
 PROGRESSIVE = encode(colours(64, 64), "JPEG", progressive=True)
 PLAIN = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 8, 279: 64}
-
-
-@pytest.mark.parametrize("data", [case.body for case in bombs()], ids=[case.name for case in bombs()])
-def test_no_claim_costs_more_than_a_moment(data):
-    begun = time.process_time()
-    try:
-        load(data, 32, "squash", 50_000_000)
-    except UnreadableImageError:
-        pass
-    assert time.process_time() - begun < 2  # most need a millisecond; unbounded, seconds to hours
 
 
 def test_a_jpeg_of_more_scans_than_any_encoder_writes_is_refused():
@@ -69,14 +58,21 @@ def test_a_tiff_in_very_many_pieces_or_with_huge_tiles_is_refused():
 
 def test_a_big_tiff_is_bounded_too():
     tags = [(322, 16, 1, 2000), (323, 4, 1, 1000)]
-    rows = b"".join(struct.pack(">HHQQ", tag, kind, count, value << (32 if kind == 4 else 0)) for tag, kind, count, value in tags)
+    rows = b"".join(
+        struct.pack(">HHQQ", tag, kind, count, value << (32 if kind == 4 else 0)) for tag, kind, count, value in tags
+    )
     data = b"MM\0+" + struct.pack(">HHQ", 8, 0, 16) + struct.pack(">Q", len(tags)) + rows + bytes(8)
     assert "2000 x 1000" in fault(data, 10**6)
     assert fault(data, 2 * 10**6) is None
 
 
 def test_real_pictures_have_no_fault():
-    pictures = [*grey_forms().values(), PROGRESSIVE, encode(colours(), "JPEG"), encode(greys(), "TIFF", compression="jpeg")]
+    pictures = [
+        *grey_forms().values(),
+        PROGRESSIVE,
+        encode(colours(), "JPEG"),
+        encode(greys(), "TIFF", compression="jpeg"),
+    ]
     for data in pictures:
         assert fault(data, 10**6) is None
 

@@ -361,7 +361,7 @@ def test_a_package_that_finds_no_room_in_the_cache_is_told_and_what_answers_goes
     serving.look()
     shelf.point("production", far)
     assert serving.look() == ("fetch_failed", near.number)
-    assert "cannot be fetched" in serving.live.state().reasons[0]
+    assert "paths.cache: no space left" in serving.live.state().reasons[0]
     assert [path for path in small_disk.rglob("*") if path.is_file() and path.stat().st_size] == []
 
 

@@ -16,7 +16,7 @@ import uvicorn
 from flatfix.serving.guard import Guard
 from flatfix.serving.logs import AccessLog
 from flatfix.serving.metrics import Metrics
-from flatfix.serving.protocol import MAX_HEAD, NUM_BODIES, Protocol
+from flatfix.serving.protocol import MAX_HEAD, MAX_PIPELINED, NUM_BODIES, Protocol
 from flatfix.serving.settings import Limits
 
 HEADERS_S, BODY_S, IDLE_S = 0.15, 0.2, 0.4
@@ -157,6 +157,24 @@ def test_pipelined_requests_are_answered_in_their_order(client):
     client.sendall(b"".join(posts))
 
     assert [read_answer(client).body for _ in posts] == [b"%d" % number for number in range(9)]
+
+
+def test_no_more_pipelined_requests_are_kept_than_a_few(client):
+    client.sendall(GET * 1000)  # which one packet holds
+    answers = b""
+    while piece := client.recv(65_536):
+        answers += piece
+    assert MAX_PIPELINED <= answers.count(b"HTTP/1.1 200 OK") <= MAX_PIPELINED + 1
+    assert answers.count(b"HTTP/1.1") == answers.count(b"HTTP/1.1 200 OK")
+
+
+def test_a_body_in_the_smallest_chunks_arrives_whole(client):
+    letters = b"abcdefghij" * 20_000
+    chunks = b"".join(b"1\r\n%c\r\n" % letter for letter in letters)
+    head = b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    client.sendall(head + chunks + b"0\r\n\r\n" + GET)
+    assert read_answer(client).body == letters
+    assert read_answer(client).status == 200
 
 
 @pytest.mark.parametrize("sent", [b"", b"G", GET[:-1], b"\r\n"])
