@@ -152,7 +152,7 @@ def test_keys_are_asked_for_and_stay_out_of_the_log(shelf: Shelf, tmp_path: Path
         ("auth.predict=true", "auth.predict=true: no keys to ask for"),
         ("auth.keys=/nowhere/keys.json", "/nowhere/keys.json"),
         ("host=192.0.2.1", "host=192.0.2.1"),
-        ("tracking.uri=sqlite:////nowhere/mlflow.db", "python train.py"),
+        ("tracking.uri=sqlite:////nowhere/mlflow.db", "does not exist. Train a model"),
         ("registry.name=tyres", "Did you mean 'tires'?"),
     ],
 )

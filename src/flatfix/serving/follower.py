@@ -97,6 +97,7 @@ class Follower:
             pass
         if self._thread is not None:
             self._thread.join(JOIN_S)
+        preparation.put_back()
 
     def reload_now(self) -> Outcome:
         """Look at the registry now, from any thread, and say what came of it."""

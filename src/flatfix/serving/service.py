@@ -23,6 +23,7 @@ from flatfix.serving.journal import Journal
 from flatfix.serving.last_good import LastGood
 from flatfix.serving.live import Live, Served
 from flatfix.serving.metrics import Metrics
+from flatfix.serving.preparation import keep_little_memory
 from flatfix.serving.problems import Problem
 from flatfix.serving.settings import Settings
 from flatfix.serving.source import Source
@@ -66,6 +67,7 @@ class Service:
 
         One worker of several takes no connection before it has looked for one: others answer meanwhile.
         """
+        keep_little_memory()
         self.engine.start(asyncio.get_running_loop())
         self.follower.start()
         if multiprocessing.parent_process() is not None:

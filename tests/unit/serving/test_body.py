@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import Iterator
 
 import pytest
+from fastapi.exceptions import RequestValidationError
 from starlette.requests import ClientDisconnect, Request
 
-from flatfix.serving.body import pictures_of
+from flatfix.serving.answers import Feedback
+from flatfix.serving.body import MAX_FEEDBACK, feedback_of, pictures_of
 from flatfix.serving.problems import Problem
 
 FORM = "multipart/form-data; boundary=edge"
@@ -138,3 +141,48 @@ def test_a_hostile_content_type_takes_no_time(pattern):
     refusal("multipart/form-data" + pattern * 20_000, b"")
 
     assert time.process_time() - start < 0.1
+
+
+def feedback(body: bytes, content_type: str = "application/json") -> Feedback:
+    async def receive() -> dict:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    headers = [(b"content-type", content_type.encode())]
+    return asyncio.run(feedback_of(Request({"type": "http", "method": "POST", "headers": headers}, receive)))
+
+
+def test_feedback_is_json_of_its_form():
+    assert feedback(b'{"request_id": "a", "label": "ok"}') == Feedback(request_id="a", label="ok", index=0)
+    assert feedback(b'{"request_id": "a", "label": "ok", "index": 3}', "application/json; charset=utf-8").index == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "EOF"),
+        (b"[" * 8000, "recursion"),
+        (b'{"request_id": "a", "label": "\\ud800"}', "hex escape"),
+        (b'{"request_id": "a", "label": "ok", "index": NaN}', "integer"),
+        (b'{"request_id": "a", "label": "ok", "index": false}', "integer"),
+        (b'{"request_id": "a", "label": "ok", "index": %b}' % (b"9" * 4000), "less than 10000"),
+        (b'{"request_id": "../a", "label": "ok"}', "match pattern"),
+        (b'{"request_id": "a", "label": "ok", "admin": 1}', "not permitted"),
+    ],
+)
+def test_feedback_that_says_something_else_is_invalid(body, said):
+    with pytest.raises(RequestValidationError) as raised:
+        feedback(body)
+    assert any(said in fault["msg"] for fault in raised.value.errors())
+
+
+def test_feedback_of_another_type_or_of_many_bytes_is_refused_before_it_is_parsed():
+    with pytest.raises(Problem, match="application/json"):
+        feedback(b'{"request_id": "a", "label": "ok"}', "text/plain")
+    fields = json.dumps({f"x{number}": 1 for number in range(100_000)}).encode()
+    start = time.process_time()
+    with pytest.raises(Problem) as raised:
+        feedback(fields)
+    assert (raised.value.status, raised.value.reason) == (413, "too_large")
+    with pytest.raises(RequestValidationError):
+        feedback(fields[: MAX_FEEDBACK - 10] + b'": 1}')
+    assert time.process_time() - start < 0.2  # three seconds for the hundred thousand, on the event loop
