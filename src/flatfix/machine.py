@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
-import threading
 from contextlib import suppress
 from pathlib import Path
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of each period of as many microseconds
-NICE = 10  # a tenth of the weight of a thread that did not step back
 CORES = "FLATFIX_CORES"
 """Variable of the environment that holds the share of a process that divides the cores with others."""
 
@@ -27,17 +24,6 @@ def num_cores() -> int:
     with suppress(KeyError, ValueError):
         cores = min(cores, max(1, int(os.environ[CORES])))
     return cores
-
-
-def step_back() -> None:
-    """Let this thread, and threads that it starts from now on, give way to others (Linux; elsewhere nothing happens).
-
-    Threads that compute in compiled code all the time leave the cores to one that has little to do and has to do it at
-    once, such as an event loop.
-    """
-    if sys.platform == "linux":  # where a thread has a nice value of its own, against POSIX: see sched(7)
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, max(NICE, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 def cpu_name() -> str:

@@ -6,10 +6,12 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from flatfix.inference.decode import load
 from flatfix.inference.package import Package
 from flatfix.inference.predictor import Predictor
 from flatfix.serving.keys import add
+from flatfix.serving.last_good import POINTER, LastGood
 from tests.helpers.compose import ROOT
 from tests.helpers.flatfix_server import FlatfixServer
 from tests.helpers.images import colours, encode
@@ -62,6 +65,7 @@ def test_answers_are_those_of_the_package_in_production(
             "/feedback", json.dumps({"request_id": answer["request_id"], "label": "ok"}).encode(), "application/json"
         )
         assert told == 202
+        assert counted(server, "feedback_total") == 1
         card_shown = json.loads(server.get("/info")[1])
         assert card_shown["classes"] == list(card.classes)
         assert counted(server, "predicted_class_total", class_id=str(said.labels[0])) == 1
@@ -101,6 +105,53 @@ def test_workers_count_together_and_one_that_is_killed_is_replaced(shelf: Shelf,
         wait_until(lambda: victim not in children(server.pid) and len(children(server.pid)) >= 2, 30, "a new worker")
         wait_until(lambda: server.get("/readyz")[0] == 200, 30, "an answer")
         assert counted(server, "predicted_class_total") == 20
+        wait_until(lambda: server.log.count("Started server process") == 3, 30, "the new worker's handler of signals")
+        server._end(signal.SIGINT)  # to all processes, as Ctrl-C does
+        assert "Traceback" not in server.log
+
+
+@pytest.fixture
+def hanging(tmp_path: Path) -> Iterator[FlatfixServer]:
+    """A server that has served before, whose registry takes requests and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as registry:
+        uri = f"http://127.0.0.1:{registry.getsockname()[1]}"
+        before = LastGood.of(tmp_path / "cache" / "serving", uri, None, "production")
+        before.folder.mkdir(parents=True)
+        facts = {"name": "tires", "version": 1, "run_id": "0", "digest": "0" * 64}
+        (before.folder / POINTER).write_text(json.dumps(facts))
+        options = (
+            f"paths.cache={tmp_path / 'cache'}",
+            "limits.deadline_s=2",
+            "limits.body_s=2",
+            f"auth.keys={tmp_path / 'keys.json'}",
+        )
+        yield Patient(tmp_path, uri, *options, waits_for_model=False)
+
+
+class Patient(FlatfixServer):
+    def _environment(self) -> dict[str, str]:
+        return {"MLFLOW_HTTP_REQUEST_TIMEOUT": "300"}
+
+
+def test_a_look_that_takes_too_long_is_told_and_keeps_no_server_from_ending(
+    hanging: FlatfixServer, tmp_path: Path
+) -> None:
+    key = add(tmp_path / "keys.json", "operator", ["admin"], None)
+    with hanging as server:
+        status, answer = server.post("/admin/reload", b"", authorization=f"Bearer {key}")
+        assert (status, answer["outcome"], answer["model_version"]) == (202, "under_way", None)
+        process = server._process
+        assert process is not None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+def test_workers_end_soon_though_their_first_look_hangs(hanging: FlatfixServer, tmp_path: Path) -> None:
+    add(tmp_path / "keys.json", "operator", ["admin"], None)
+    hanging._options += ("workers=2",)
+    hanging._is_ready = lambda: hanging.log.count("Started server process") == 2  # type: ignore[method-assign]
+    with hanging as server:
+        server._end(signal.SIGTERM)  # within 20 s
 
 
 def children(pid: int) -> list[int]:
@@ -154,10 +205,11 @@ def test_keys_are_asked_for_and_stay_out_of_the_log(shelf: Shelf, tmp_path: Path
         ("host=192.0.2.1", "host=192.0.2.1"),
         ("tracking.uri=sqlite:////nowhere/mlflow.db", "does not exist. Train a model"),
         ("registry.name=tyres", "Did you mean 'tires'?"),
+        ("paths.output=/proc/nowhere", "paths.output=/proc/nowhere: cannot be written to"),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_name(shelf: Shelf, tmp_path: Path, option: str, said: str) -> None:
-    words = [f"paths.output={tmp_path}", "port=0"]
+    words = ["port=0"] if option.startswith("paths.output") else [f"paths.output={tmp_path}", "port=0"]
     words += [] if option.startswith("tracking.uri") else [f"tracking.uri={shelf.uri}"]
     done = subprocess.run(
         [sys.executable, "serve.py", *words, option], cwd=ROOT, capture_output=True, text=True, timeout=60

@@ -8,12 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 REQUEST_ID = "9f0c1d2e3b4a5968778695a4b3c2d1e0"
 
+ID_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
+
 RequestId = Annotated[
     str,
     Field(
         description="Names this request in logs and records; send your own as the header `X-Request-ID`.",
         examples=[REQUEST_ID],
-        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        pattern=ID_PATTERN,
     ),
 ]
 ModelVersion = Annotated[str, Field(description="Version of the registered model that answered.", examples=["7"])]
@@ -112,7 +114,9 @@ class Feedback(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     request_id: RequestId
-    label: Annotated[str, Field(description="The true class, as in `/info`.", min_length=1, examples=["ok"])]
+    label: Annotated[
+        str, Field(description="The true class, as in `/info`.", min_length=1, max_length=200, examples=["ok"])
+    ]
     index: Annotated[int, Field(description="Which picture of the request, from 0.", ge=0, lt=10_000)] = 0
 
 
@@ -130,7 +134,8 @@ class Reloaded(BaseModel):
     outcome: Annotated[
         str,
         Field(
-            description="`swapped` or `unchanged`; anything else says why the model of before still answers.",
+            description="`swapped` or `unchanged`; `under_way` where it takes longer than a request may; "
+            "anything else says why the model of before still answers.",
             examples=["swapped"],
         ),
     ]

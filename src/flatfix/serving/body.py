@@ -13,7 +13,7 @@ from starlette.requests import Request
 from flatfix.serving.answers import Feedback
 from flatfix.serving.problems import Problem
 
-FIELDS = ("file", "files")
+ONE, SEVERAL = FIELDS = ("file", "files")
 FORM = b"multipart/form-data"
 # The last is what curl --data-binary calls whatever it sends.
 RAW = (b"", b"application/octet-stream", b"application/x-www-form-urlencoded")
@@ -129,8 +129,8 @@ class _Form:
         if field not in FIELDS:
             raise _invalid(f"The form has a field {field!r}, which means nothing here. {EXPECTED}")
         if len(self.pictures) == self._max_files:
-            number = "one picture" if self._max_files == 1 else f"{self._max_files} pictures"
-            detail = f"At most {number} can be sent at once (limits.files)."
+            number = "one picture" if self._max_files == 1 else f"{self._max_files} pictures (limits.files)"
+            detail = f"At most {number} can be sent here at once."
             raise Problem(413, "Too many pictures", detail, reason="too_many_files")
 
     def extend_part(self, data: bytes, start: int, end: int) -> None:

@@ -7,14 +7,14 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from flatfix.config.exit_codes import ExitCode
-from flatfix.console import complain, say
+from flatfix.console import complain, console, errors, say
 from flatfix.errors import UserError
 from flatfix.serving import settings
 from flatfix.serving.keys import Keys
@@ -35,9 +35,12 @@ def run(config: Mapping[str, Any]) -> ExitCode:
     Raises:
         UserError: naming the option that is wrong.
     """
+    _fill_standard_streams()
     chosen = Settings.of(config)
     if chosen.keys:
         Keys.read(chosen.keys)
+    if chosen.journal_mb or chosen.workers > 1:
+        _check_output(chosen.output)
     _check_registry(chosen)
     with _listener(chosen.host, chosen.port) as listener, _told(config):
         host, port = listener.getsockname()[:2]
@@ -66,7 +69,33 @@ def run(config: Mapping[str, Any]) -> ExitCode:
                 uvicorn.Server(server).run(sockets=[listener])
         except KeyboardInterrupt:  # uvicorn raises the signal that stopped it anew, when all is answered
             pass
+        finally:
+            console.quiet = errors.quiet = False  # which `create_app` made them
     return ExitCode.DONE
+
+
+def _fill_standard_streams() -> None:
+    """Open what was closed of the standard streams: the next socket would get its number, and what is logged."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+
+
+def _check_output(folder: Path) -> None:
+    """Make the folder of records and metrics.
+
+    Raises:
+        UserError: it cannot be written to.
+    """
+    records = folder / "serving"
+    try:
+        records.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=records):
+            pass
+    except OSError as error:
+        raise UserError(f"paths.output={folder}: cannot be written to ({error.strerror}). Choose another") from error
 
 
 def _check_registry(chosen: Settings) -> None:
@@ -77,6 +106,7 @@ def _check_registry(chosen: Settings) -> None:
     """
     if LastGood.of(chosen.cache / "serving", chosen.uri, chosen.name, chosen.alias).facts() is not None:
         return
+    say(f"looking for alias={chosen.alias} at {redact(chosen.uri)}")
     source = Source(chosen.uri, chosen.name, chosen.alias, chosen.cache)
     try:
         if source.find_any() is None:

@@ -17,7 +17,6 @@ from flatfix.inference.decode import (
     UnreadableImageError,
     load_with_sides,
 )
-from flatfix.machine import step_back
 from flatfix.serving.explain import shown_box
 from flatfix.serving.metrics import Metrics
 from flatfix.serving.problems import Problem
@@ -36,13 +35,15 @@ class Decoders:
         """Make the threads when they are needed.
 
         Args:
-            num_threads: that decode at once; what they cannot begin waits, and the guard bounds how much that is.
+            num_threads: that decode at once.
             max_pixels: of a picture, as its header claims.
             metrics: of this process.
         """
         self._max_pixels = max_pixels
         self._metrics = metrics
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode", initializer=step_back)
+        # A pool keeps what waits in its queue, bytes and all, even when it is cancelled: none waits there.
+        self._free = asyncio.Semaphore(num_threads)
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
 
     async def load(self, data: bytes, size: int, rule: str) -> NDArray[np.uint8]:
         """Decode and scale a picture to `[size, size, 3] uint8`, see `inference.decode.load`.
@@ -63,12 +64,18 @@ class Decoders:
         return pixels, shown_box(*sides, size, rule)
 
     def stop(self) -> None:
-        """End the threads once they have decoded what they are at; what waits is cancelled."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """End the threads once they have decoded what they are at, without waiting for it; what waits is cancelled."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, data: bytes, size: int, rule: str) -> _Loaded:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, self._load, data, size, rule)
+            async with self._free:
+                work = asyncio.get_running_loop().run_in_executor(self._pool, self._load, data, size, rule)
+                try:
+                    return await asyncio.shield(work)
+                except asyncio.CancelledError:
+                    await asyncio.wait([work])  # the bytes are held until then, and the guard counts them
+                    raise
         except UnknownFormatError as error:
             raise Problem(415, "Not an image", _said(error), reason="not_an_image") from error
         except TooManyPixelsError as error:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, fields
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 from time import perf_counter
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flatfix.inference.predictor import Predictions, Predictor
-from flatfix.machine import step_back
 from flatfix.serving.metrics import Metrics
 from flatfix.serving.problems import Problem
 
@@ -78,6 +78,7 @@ class Engine:
         self._urgent: deque[_Item] = deque()
         self._patient: deque[_Item] = deque()
         self._is_ending = False
+        self._num_failures: WeakKeyDictionary[Predictor, int] = WeakKeyDictionary()  # of the last batches, in a row
 
     @property
     def is_alive(self) -> bool:
@@ -88,6 +89,10 @@ class Engine:
     def num_waiting(self) -> int:
         """Count the requests whose computation has not begun; one of more than `batch_size` pictures counts once."""
         return self._inbox.qsize() + len(self._urgent) + len(self._patient)
+
+    def num_failures(self, predictor: Predictor) -> int:
+        """Count the batches of a predictor, up to the last one, of which it answered none of the requests."""
+        return self._num_failures.get(predictor, 0)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to answer the requests of an event loop."""
@@ -147,7 +152,6 @@ class Engine:
         return await future
 
     def _run(self) -> None:
-        step_back()
         # No variable here may outlive a batch: it would keep a model in memory that was swapped out.
         while self._has_work():
             try:
@@ -211,6 +215,7 @@ class Engine:
         begun = perf_counter()
         outcomes = _outcomes(batch)
         seconds = perf_counter() - begun
+        self._count_failures(batch[0].predictor, all(isinstance(said, Exception) for _, said in outcomes))
         assert self._loop is not None
         self._loop.call_soon_threadsafe(_deliver, outcomes)
         self._metrics.inference.observe(seconds)
@@ -218,6 +223,12 @@ class Engine:
         for item in batch:
             if item.is_urgent:  # the others wait by design
                 self._metrics.queue_wait.observe(begun - item.since)
+
+    def _count_failures(self, predictor: Predictor, has_failed: bool) -> None:
+        if has_failed:
+            self._num_failures[predictor] = self.num_failures(predictor) + 1
+        else:
+            self._num_failures.pop(predictor, None)
 
 
 def _outcomes(batch: list[_Item]) -> list[Outcome]:

@@ -6,15 +6,16 @@ import logging
 import random
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Self
 
 from flatfix.errors import UserError
 from flatfix.inference.package import Package
 from flatfix.inference.predictor import Predictor
-from flatfix.machine import step_back
 from flatfix.registry.versions import DIGEST_TAG
 from flatfix.serving import preparation
 from flatfix.serving.last_good import Facts, LastGood
@@ -70,7 +71,7 @@ class Follower:
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._has_looked = threading.Event()
-        self._turn = threading.Lock()  # of a look at the registry: the thread's, or one that was asked for
+        self._asked: SimpleQueue[Future[Outcome] | None] = SimpleQueue()  # None ends a pause, as a request does
         self._computing = threading.Lock()
         self._told: Outcome | None = None
         self._failure: _Failure | None = None
@@ -89,19 +90,27 @@ class Follower:
         """Return when the first look has come to something, a model or none."""
         self._has_looked.wait(timeout_s)
 
-    def stop(self) -> None:
-        """Swap no more, and compute nothing; what hangs in a call to the registry is left to itself."""
+    def stop(self, timeout_s: float) -> None:
+        """Swap no more, and compute nothing; what hangs in a call to the registry is left to itself.
+
+        Args:
+            timeout_s: how long what is being computed is waited for.
+        """
         self._stopping.set()
         self._has_looked.set()
-        with self._computing:  # until the batch is answered that is being answered
-            pass
+        self._asked.put(None)
+        if self._computing.acquire(timeout=timeout_s):
+            self._computing.release()
         if self._thread is not None:
             self._thread.join(JOIN_S)
         preparation.put_back()
 
-    def reload_now(self) -> Outcome:
-        """Look at the registry now, from any thread, and say what came of it."""
-        return self._look(is_asked=True)
+    def ask(self) -> Future[Outcome]:
+        """Have the thread look at the registry now; return what will come of that, however long it takes."""
+        asked: Future[Outcome] = Future()
+        asked.set_running_or_notify_cancel()  # whoever no longer waits for it takes nothing back
+        self._asked.put(asked)
+        return asked
 
     @property
     def is_alive(self) -> bool:
@@ -109,33 +118,48 @@ class Follower:
         return self._thread is not None and self._thread.is_alive()
 
     def _run(self) -> None:
-        step_back()  # by which the threads of every runtime that it loads do, too
+        asked: list[Future[Outcome]] = []
         while not self._stopping.is_set():
             try:
-                outcome = self._look(is_asked=False)
+                outcome = self.look(is_asked=bool(asked))
             except Exception:  # nothing may end this thread, and least of all unseen
                 _log.exception("follower_failed")
                 outcome = Outcome(LOAD_FAILED)
+            for each in asked:
+                each.set_result(outcome)
             if not self._has_looked.is_set():
                 preparation.set_aside()
                 self._has_looked.set()
-            if outcome.word != SWAPPED:  # else the alias may have moved on meanwhile
-                self._stopping.wait(self._settings.poll_s * random.uniform(1 - JITTER, 1 + JITTER))
+            pause_s = self._settings.poll_s * random.uniform(1 - JITTER, 1 + JITTER)
+            asked = self._pause(0 if outcome.word == SWAPPED else pause_s)  # 0: the alias may have moved on meanwhile
 
-    def _look(self, *, is_asked: bool) -> Outcome:
-        with self._turn:
-            try:
-                outcome = self._follow(is_asked=is_asked)
-            except FailedError as failed:
-                outcome = failed.outcome
-                with suppress(StoppedError):
-                    self._start_from_last_good()
-            except StoppedError:
-                outcome = Outcome(UNCHANGED, reason="the server stops")
-            if not self._stopping.is_set():
-                self._tell(outcome)
-                self._tidy(outcome)
-            return outcome
+    def _pause(self, seconds: float) -> list[Future[Outcome]]:
+        """Wait until the next look is due or asked for; return by whom."""
+        asked = []
+        with suppress(Empty):
+            asked.append(self._asked.get(timeout=seconds))
+            while True:
+                asked.append(self._asked.get_nowait())
+        return [each for each in asked if each]
+
+    def look(self, *, is_asked: bool) -> Outcome:
+        """Look at the registry once, in the one thread that does, and do what it says.
+
+        Args:
+            is_asked: whether to try a version again that failed lately.
+        """
+        try:
+            outcome = self._follow(is_asked=is_asked)
+        except FailedError as failed:
+            outcome = failed.outcome
+            with suppress(StoppedError):
+                self._start_from_last_good()
+        except StoppedError:
+            outcome = Outcome(UNCHANGED, reason="the server stops")
+        if not self._stopping.is_set():
+            self._tell(outcome)
+            self._tidy(outcome)
+        return outcome
 
     def _follow(self, *, is_asked: bool) -> Outcome:
         """Look at the registry and do what it says.
@@ -169,9 +193,10 @@ class Follower:
         return Outcome(SWAPPED, version.number, self._note(choice.found_by))
 
     def _choose(self, current: Served | None) -> Choice | None:
-        """Return the version that is asked for; before there is any model, another one will do."""
+        """Return the version that is asked for; before the registry has named any, another one will do."""
         try:
-            return self._source.find_any() if current is None else self._source.find()
+            is_first = current is None or current.found_by == LAST_GOOD
+            return self._source.find_any() if is_first else self._source.find()
         except RegistryUnreachableError as error:
             raise FailedError(REGISTRY_UNREACHABLE, None, str(error)) from error
         except UserError as error:

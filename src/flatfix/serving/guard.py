@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from flatfix.serving.problems import Problem, internal
+from flatfix.serving.problems import Problem, internal, overloaded
 from flatfix.serving.settings import Limits
 from flatfix.serving.visit import App, LateError, Receive, Scope, Send, Visit, max_body, too_large
 
@@ -19,13 +20,10 @@ METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 CLIENT_GONE = 499
 """Status that is counted for a request whose client did not wait for the answer; the word is nginx's."""
 
-OVERLOADED = Problem(
-    503,
-    "Overloaded",
-    "More requests are waiting than the server can answer in time. Try again later.",
-    reason="overloaded",
-    headers={"Retry-After": "1"},
-)
+EXPLAIN = "/explain"
+EXPLAIN_SHARE = 16  # one in so many requests at most: each takes fifty predictions, and waits behind all others
+PROBES = frozenset(("/livez", "/readyz"))  # asked by address, by what watches over the server
+OVERLOADED = overloaded()
 UNKNOWN_HOST = Problem(
     421,
     "Unknown host",
@@ -39,6 +37,8 @@ WRONG_LENGTH = Problem(
     reason="broken_http",
     headers={"Connection": "close"},
 )
+
+_HOST = re.compile(r"(\[[^]]*\]|[^][:]*)(?::[0-9]*)?")
 
 logger = logging.getLogger("flatfix.serving")
 
@@ -57,23 +57,26 @@ class Guard:
     Args:
         app: What to guard; the paths of its `routes`, which have to be there already, become the label `handler`.
         limits: See `Limits`.
-        hosts: Names that `Host` may have, in any case and with any port; empty for any.
+        hosts: Names that `Host` may have, in any case and with any port; empty for any. Probes are not asked.
         metrics: Counts requests.
         log: Gets a line a request.
 
     Attributes:
         num_waiting: POST requests in the building.
+        num_explaining: those of them that ask for an explanation.
         num_bytes: of their bodies, as announced.
     """
 
     def __init__(self, app: App, *, limits: Limits, hosts: Sequence[str], metrics: Metrics, log: AccessLog) -> None:
         self.num_waiting = 0
+        self.num_explaining = 0
         self.num_bytes = 0
         self._app = app
         self._limits = limits
         self._max_body = max_body(limits)
+        self._max_explaining = max(1, limits.waiting // EXPLAIN_SHARE)
         self._max_bytes = limits.waiting_mb * 1_000_000
-        self._hosts = frozenset(host.lower() for host in hosts)
+        self._hosts = frozenset(map(_plain, hosts))
         self._handlers = frozenset(_paths_of(getattr(app, "routes", ())))
         self._metrics = metrics
         self._log = log
@@ -96,7 +99,8 @@ class Guard:
         """Answer a request."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
-                scope.setdefault("state", {})["limits"] = self._limits  # which is where Protocol looks
+                state = scope.setdefault("state", {})  # which is where Protocol looks
+                state.update(limits=self._limits, count_refusal=self.count_refusal)
             await self._app(scope, receive, send)
             return
         start = time.perf_counter()
@@ -114,8 +118,13 @@ class Guard:
             in_progress.dec()
             self._count(scope, visit, handler, time.perf_counter() - start)
 
+    def count_refusal(self, status: int, reason: str, request_id: str) -> None:
+        """Count and log what `Protocol` refused, which never became a request."""
+        self._metrics.rejected.labels(reason).inc()
+        self._log.write("other", "unmatched", status, 0.0, request_id, reason)
+
     def _refusal(self, scope: Scope, visit: Visit) -> Problem | None:
-        if self._hosts and _host_of(visit.hosts) not in self._hosts:
+        if self._hosts and scope["path"] not in PROBES and _host_of(visit.hosts) not in self._hosts:
             return UNKNOWN_HOST
         if visit.is_wrong:
             return WRONG_LENGTH
@@ -124,6 +133,8 @@ class Guard:
         if scope["method"] != "POST":
             return None
         if self.num_waiting >= self._limits.waiting or self.num_bytes + self._charge(visit) > self._max_bytes:
+            return OVERLOADED
+        if scope["path"] == EXPLAIN and self.num_explaining >= self._max_explaining:
             return OVERLOADED
         return None
 
@@ -134,13 +145,15 @@ class Guard:
         if scope["method"] != "POST":
             await self._see_through(scope, visit)
             return
-        charge = self._charge(visit)
+        charge, is_explaining = self._charge(visit), scope["path"] == EXPLAIN
         self.num_waiting += 1
+        self.num_explaining += is_explaining
         self.num_bytes += charge
         try:
             await self._see_through(scope, visit)
         finally:
             self.num_waiting -= 1
+            self.num_explaining -= is_explaining
             self.num_bytes -= charge
 
     async def _see_through(self, scope: Scope, visit: Visit) -> None:
@@ -185,8 +198,10 @@ def _host_of(values: Sequence[bytes]) -> str | None:
     """Return the host that the one `Host` header names, without its port; None where there is none, or several."""
     if len(values) != 1:
         return None
-    text = values[0].decode("latin-1").strip().lower()
-    name, colon, port = text.rpartition(":")
-    if colon and not text.endswith("]") and (":" not in name or name.endswith("]")):
-        return name if port.isdigit() or not port else None
-    return text
+    found = _HOST.fullmatch(values[0].decode("latin-1").strip())
+    return _plain(found[1]) if found else None
+
+
+def _plain(host: str) -> str:
+    """Return the one form of a host that can be written in several: [::1] and ::1, with a dot at the end or without."""
+    return host.lower().removesuffix(".").strip("[]")

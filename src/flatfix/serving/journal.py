@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from flatfix.serving.spool import Spool
 
 MAX_WAITING = 10_000  # requests, some megabytes: seconds of a disk that hangs
 PARTS = 8  # a file of a day that has become this part of the whole makes room for another
+# Of the journal's own files: kind, day, and the number of one that was set aside.
+NAME = re.compile(r"(answers|feedback)-(\d{4}-\d\d-\d\d)(?:\.(\d+))?\.jsonl")
 COMPLAINTS_S = 60.0  # between two log lines about answers that were not kept
 
 # Seconds, request id, model version, and of each picture the class, the decision and the probability.
@@ -65,21 +69,22 @@ class Journal:
         if not self._spool.put((time.time(), request_id, model_version, kept)):
             self._drop(len(rows), "the disk is slow")
 
-    def feedback(self, request_id: str, index: int, label: str, model_version: str | None) -> None:
+    def feedback(self, request_id: str, index: int, label: str, live_version: str | None) -> None:
         """Write the true class of a picture now.
 
         Args:
             request_id: that the picture was answered under.
             index: of the picture in that request.
             label: its true class.
-            model_version: that answers now, or None.
+            live_version: of the model that answers now, which need not be the one that answered then; None for none.
 
         Raises:
             OSError: when there is no room.
         """
         now = time.time()
-        fields = {"request_id": request_id, "time": _iso(now), "model_version": model_version}
+        fields = {"request_id": request_id, "time": _iso(now), "live_version": live_version}
         self._append("feedback", _day(now), _line(fields | {"index": index, "label": label}))
+        self._metrics.feedback.inc()
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until the answers of before are written or dropped; return whether they are."""
@@ -123,14 +128,15 @@ class Journal:
             finally:
                 os.close(file)
             is_full = before + len(lines) > self._max_bytes / PARTS
-            if is_full:
-                _set_aside(path)
-            if is_new or is_full:
-                self._make_room()
+            with suppress(OSError):  # the lines are kept; the next file that is full or new tries again
+                if is_full:
+                    self._set_aside(path)
+                if is_new or is_full:
+                    self._make_room()
 
     def _make_room(self) -> None:
         """Remove the oldest files until another part of the whole has room."""
-        files = sorted(self._folder.glob("*-*.jsonl"), key=_age)
+        files = sorted(self._files(), key=_age)
         sizes = [file.stat().st_size for file in files]
         total = sum(sizes)
         for file, size in zip(files, sizes, strict=True):
@@ -138,6 +144,14 @@ class Journal:
                 return
             file.unlink()
             total -= size
+
+    def _set_aside(self, path: Path) -> None:
+        number = 1 + max((_age(old)[-1] for old in self._files() if old.name.startswith(path.stem)), default=0)
+        path.rename(path.with_name(f"{path.stem}.{number:04d}.jsonl"))
+
+    def _files(self) -> list[Path]:
+        """List the files of the journal; what else lies in the folder is somebody else's."""
+        return [path for path in self._folder.iterdir() if NAME.fullmatch(path.name)]
 
     def _drop(self, num_lines: int, reason: str) -> None:
         self._metrics.journal_dropped.inc(num_lines)
@@ -157,15 +171,12 @@ def _write_all(file: int, lines: bytes) -> None:
         rest = rest[os.write(file, rest) :]  # the second call says why the first one wrote less
 
 
-def _set_aside(path: Path) -> None:
-    number = 1 + max((int(old.suffixes[0][1:]) for old in path.parent.glob(f"{path.stem}.*.jsonl")), default=0)
-    path.rename(path.with_name(f"{path.stem}.{number:04d}.jsonl"))
-
-
-def _age(path: Path) -> tuple[bool, str, bool, str]:
+def _age(path: Path) -> tuple[bool, str, bool, int]:
     """Sort answers before feedback, days in order, and within a day the file that is being filled last."""
-    kind, _, day = path.name.partition("-")
-    return kind == "feedback", day[:10], path.suffixes == [".jsonl"], day
+    name = NAME.fullmatch(path.name)
+    assert name
+    kind, day, number = name.groups()
+    return kind == "feedback", day, number is None, int(number or 0)
 
 
 def _line(fields: dict[str, Any]) -> bytes:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from flatfix.inference.predictor import Predictor
 
-Status = Literal["starting", "ok", "degraded", "lost"]
+Status = Literal["starting", "ok", "degraded"]
 LAST_GOOD = "last good"
 
 
@@ -41,7 +41,7 @@ class Health:
 
     Attributes:
         status: `ok`; `degraded`, when it answers, but not as the registry says, or cannot ask it; `starting`, before
-            there is a model; `lost`, when there is none any more that answers.
+            there is a model.
         reasons: in words, for people; a server that is `ok` can have some, such as that its alias is empty.
     """
 
@@ -55,34 +55,25 @@ class Live:
     A request takes `current` once and stays with it, so that nothing of its answer is another version's.
 
     Attributes:
-        current: None before there is one, and after it was lost.
+        current: None before there is one.
     """
 
     def __init__(self) -> None:
         self.current: Served | None = None  # one name, bound anew: whoever reads it sees the one or the other
         self._told: tuple[str | None, bool] = (None, False)
-        self._loss: str | None = None
 
     def swap(self, served: Served) -> None:
         """Let another model answer from now on."""
-        self._loss = None
         self.current = served
 
     def tell(self, reason: str | None, *, is_degraded: bool = False) -> None:
         """Say what there is to say of the model that answers, or of the lack of one; None for nothing."""
         self._told = (reason, is_degraded)
 
-    def lose(self, reason: str) -> None:
-        """Answer no more, until the next swap."""
-        self._loss = reason
-        self.current = None
-
     def state(self) -> Health:
         """Return how the server is now."""
         reason, is_degraded = self._told
-        reasons = tuple(each for each in (self._loss, reason) if each)
-        if self._loss:
-            return Health("lost", reasons)
+        reasons = (reason,) if reason else ()
         if self.current is None:
             return Health("starting", reasons)
         return Health("degraded" if is_degraded else "ok", reasons)

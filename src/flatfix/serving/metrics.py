@@ -6,8 +6,11 @@ counters and histograms are sums over all workers of this server, those that end
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -45,6 +48,7 @@ PICTURES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 PROBABILITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
 
 MODEL = "model_version_info"
+REST_S = 0.05  # between two renderings
 
 # When a series began doubles the number of series, and several workers do not give it.
 disable_created_metrics()
@@ -84,7 +88,7 @@ class Metrics:
         inference: of a batch, seconds.
         reloads: of the model, by outcome.
         degraded: 1 while the server answers with another model than the registry says, or cannot ask it.
-        feedback: true labels that were sent.
+        feedback: true labels that were kept.
         journal_dropped: answers that the journal had no room for.
     """
 
@@ -138,7 +142,7 @@ class Metrics:
             multiprocess_mode="livemax",
             registry=registry,
         )
-        self.feedback = Counter("feedback_total", "True labels that were sent.", registry=registry)
+        self.feedback = Counter("feedback_total", "True labels that were kept.", registry=registry)
         self.journal_dropped = Counter(
             "journal_dropped_total", "Answers that the journal had no room for.", registry=registry
         )
@@ -165,6 +169,36 @@ class Metrics:
         return generate_latest(_Current(self._workers or self._registry)), CONTENT_TYPE_PLAIN_0_0_4
 
 
+class Scrapes:
+    """Render one at a time, however many ask, and not all the time: each rendering takes the event loop's turn.
+
+    Whoever asks gets what was rendered after that, with all that was counted before. So who asks during a rendering
+    waits for the next one, together with all others who do.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        """Render those of one process."""
+        self._metrics = metrics
+        self._turn = asyncio.Lock()
+        self._next: asyncio.Task[tuple[bytes, str]] | None = None  # until it begins to render
+        self._not_before = 0.0
+
+    async def get(self) -> tuple[bytes, str]:
+        """Return what `Metrics.render` does."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._render())
+        return await asyncio.shield(self._next)  # one who goes away does not take it from the others
+
+    async def _render(self) -> tuple[bytes, str]:
+        async with self._turn:
+            await asyncio.sleep(self._not_before - time.monotonic())
+            self._next = None
+            try:
+                return await asyncio.to_thread(self._metrics.render)
+            finally:
+                self._not_before = time.monotonic() + REST_S
+
+
 class _Workers:
     """Collects from the files of all workers."""
 
@@ -174,9 +208,15 @@ class _Workers:
     def collect(self) -> Iterable[Metric]:
         multiproc.remove_dead(self._run)
         # A worker that starts makes a file first and gives it its size afterwards.
-        files = [str(path) for path in self._run.glob("*.db") if path.stat().st_size]
+        files = [str(path) for path in self._run.glob("*.db") if _size(path)]
         merged: Iterable[Metric] = MultiProcessCollector.merge(files)
         return merged
+
+
+def _size(path: Path) -> int:
+    with suppress(FileNotFoundError):  # another worker may have removed it by now
+        return path.stat().st_size
+    return 0
 
 
 class _Current:

@@ -12,6 +12,7 @@ SWAPPED, UNCHANGED, NOT_FOUND = "swapped", "unchanged", "not_found"
 REGISTRY_UNREACHABLE, FETCH_FAILED, DAMAGED = "registry_unreachable", "fetch_failed", "damaged"
 LOAD_FAILED, WRONG_ANSWERS = "load_failed", "wrong_answers"
 OUTCOMES = (SWAPPED, UNCHANGED, NOT_FOUND, REGISTRY_UNREACHABLE, FETCH_FAILED, DAMAGED, LOAD_FAILED, WRONG_ANSWERS)
+UNDER_WAY = "under_way"  # said to whoever asked for a look and cannot wait for what comes of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class Outcome:
     """Say what came of a look at the registry.
 
     Attributes:
-        word: one of `OUTCOMES`.
+        word: one of `OUTCOMES`, or `UNDER_WAY`.
         version: that it is about: the one that answers, or the one that could not be made to.
         reason: in words, where there is something to say.
         is_fault: whether the server answers otherwise than the registry says, or cannot know.

@@ -21,6 +21,7 @@ REASONS = (
     "not_an_image",
     "corrupt_image",
     "invalid_request",
+    "timeout_headers",
     "timeout_body",
     "deadline",
     "unknown_host",
@@ -34,7 +35,10 @@ REASONS = (
     "not_kept",
     "internal",
 )
-"""Every word that the metric `rejected_total{reason}` and the `type` of a problem can hold."""
+"""Every word that the metric `rejected_total{reason}` and the `type` of a problem can hold.
+
+`timeout_headers` is only counted: nobody is answered.
+"""
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -122,6 +126,12 @@ def internal() -> Problem:
     return Problem(
         500, "Internal error", "The server failed. Its log has the cause under this request id.", reason="internal"
     )
+
+
+def overloaded() -> Problem:
+    """Return the problem of a request, or of its pictures, for which there is no room now."""
+    detail = "More is waiting than the server can answer in time. Try again later."
+    return Problem(503, "Overloaded", detail, reason="overloaded", headers={"Retry-After": "1"})
 
 
 def _problem_of(request: Request, error: Exception) -> Problem:

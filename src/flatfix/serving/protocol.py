@@ -32,8 +32,8 @@ NO_UPGRADE = Problem(400, "Broken HTTP", "HTTP/1.1 only: send a body without the
 class Protocol(HttpToolsProtocol):
     """Speak HTTP/1.1 on one connection: for `uvicorn.Config(http=Protocol)`.
 
-    The limits come from the state of the application, where `Guard` puts them as the server starts: so the class needs
-    no arguments, and workers, which uvicorn starts from a pickled config, have theirs.
+    The limits, and what counts a refusal, come from the state of the application, where `Guard` puts them as the server
+    starts: so the class needs no arguments, and workers, which uvicorn starts from a pickled config, have theirs.
 
     - A head (request line and headers) has `headers_s` to be whole, from the connection on or from its first byte, and
       `MAX_HEAD` bytes: 431. Without a request, a connection lives for `idle_s`.
@@ -50,6 +50,7 @@ class Protocol(HttpToolsProtocol):
         """Begin."""
         super().connection_made(transport)
         self._limits: Limits = self.app_state["limits"]
+        self._count_refusal: Callable[[int, str, str], None] = self.app_state["count_refusal"]
         self.timeout_keep_alive = self._limits.idle_s
         self._exit = _Exit(transport, self._leave)
         self._running: RequestResponseCycle | None = None
@@ -229,6 +230,7 @@ class Protocol(HttpToolsProtocol):
         ]
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[problem.status], lines, body))
+        self._count_refusal(problem.status, problem.reason, request_id)
 
     def _leave(self, is_sending: bool | None = None) -> None:
         """Close the connection; while the client still sends, only after it has had time to read the answer."""
@@ -251,6 +253,8 @@ class Protocol(HttpToolsProtocol):
 
     def _end_head_time(self) -> None:
         if self._running is None:
+            if self._num_bare_bytes:  # browsers connect to no purpose
+                self._count_refusal(408, "timeout_headers", os.urandom(16).hex())
             self.transport.abort()
         else:  # answers have their own time
             self._head_timer = self.loop.call_later(self._limits.headers_s, self._end_head_time)

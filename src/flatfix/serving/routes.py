@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 
 import flatfix
+from flatfix.inference.decode import FORMATS
 from flatfix.serving import problems
 from flatfix.serving.answers import (
     Explained,
@@ -23,11 +23,12 @@ from flatfix.serving.answers import (
     Reloaded,
     problem_content,
 )
-from flatfix.serving.body import feedback_of, pictures_of
+from flatfix.serving.body import ONE, SEVERAL, feedback_of, pictures_of
 from flatfix.serving.guard import Guard
 from flatfix.serving.keys import Keys
 from flatfix.serving.logs import AccessLog, configure
-from flatfix.serving.metrics import Metrics
+from flatfix.serving.metrics import Metrics, Scrapes
+from flatfix.serving.outcome import UNDER_WAY
 from flatfix.serving.pages import page
 from flatfix.serving.problems import Problem
 from flatfix.serving.service import Service
@@ -42,8 +43,8 @@ an alias names, and changes to another one by itself when the alias moves.
 Every error is JSON of one shape (RFC 9457), and every answer has the header `X-Request-ID`.
 """
 PICTURE = {"type": "string", "format": "binary"}
-FILE = {"file": {**PICTURE, "description": "A picture: JPEG, PNG, WebP, TIFF, BMP, GIF or PPM."}}
-FILES = {"files": {"type": "array", "items": PICTURE, "description": "Several pictures."}}
+FILE = {ONE: {**PICTURE, "description": f"A picture: {', '.join(FORMATS)}."}}
+FILES = {SEVERAL: {"type": "array", "items": PICTURE, "description": "Several pictures."}}
 REFUSALS = {
     401: "No key, or one that is not known.",
     403: "The key is for something else.",
@@ -61,7 +62,6 @@ REFUSALS = {
 def build(settings: Settings) -> Guard:
     """Return the application with everything that stands before it."""
     configure()
-    warnings.filterwarnings("ignore", module="PIL")  # what it says of hostile pictures, each another text
     metrics = Metrics()
     service = Service(settings, metrics)
 
@@ -91,6 +91,7 @@ def build(settings: Settings) -> Guard:
 def add_routes(app: FastAPI, service: Service, keys: Keys | None) -> None:
     """Add every route."""
     settings = service.settings
+    scrapes = Scrapes(service.metrics)
     predict_key: list[dict[str, list[str]]] = [{"key": []}] if settings.predict_needs_key else []
 
     def authorize(request: Request, scope: str) -> None:
@@ -175,9 +176,9 @@ def add_routes(app: FastAPI, service: Service, keys: Keys | None) -> None:
         return Response("ok\n" if is_ready else "not ready\n", 200 if is_ready else 503, media_type="text/plain")
 
     @app.get("/metrics", summary="Metrics for Prometheus", response_class=Response, responses=_says(200))
-    def metrics() -> Response:
+    async def metrics() -> Response:
         """Count and measure, over all workers."""
-        body, media_type = service.metrics.render()
+        body, media_type = await scrapes.get()
         return Response(body, media_type=media_type)
 
     @app.get("/info", summary="The model card", response_model=dict[str, Any])
@@ -189,7 +190,7 @@ def add_routes(app: FastAPI, service: Service, keys: Keys | None) -> None:
         "/admin/reload",
         summary="Look at the alias now",
         response_model=Reloaded,
-        responses=_refusals(401, 403, 408, 413, 429),
+        responses={202: {"model": Reloaded, "description": "It is under way."}, **_refusals(401, 403, 408, 413, 429)},
         openapi_extra={"security": [{"key": []}]},
     )
     async def reload(request: Request) -> Response:
@@ -198,7 +199,8 @@ def add_routes(app: FastAPI, service: Service, keys: Keys | None) -> None:
         Of several workers the one that answers looks; the others do within `poll_s`.
         """
         authorize(request, "admin")
-        return JSONResponse(await service.reload())
+        answer = await service.reload()
+        return JSONResponse(answer, 202 if answer["outcome"] == UNDER_WAY else 200)
 
     for path, name in (("/", "index.html"), ("/docs", "docs.html")):
         _add_page(app, path, name)

@@ -25,7 +25,7 @@ class Limits:
     """Bound what clients can make a worker do; see `limits.*` in docs/options.md.
 
     Attributes:
-        waiting: requests in the building.
+        waiting: requests in the building, and pictures of them.
         waiting_mb: megabytes of their bodies.
         body_mb: largest body, in megabytes.
         megapixels: largest picture.
@@ -102,6 +102,17 @@ class Settings:
                 "auth.predict=true: no keys to ask for. Make one with python -m flatfix.serving.keys NAME "
                 "--file keys.json, and set auth.keys=keys.json"
             )
+        limits = Limits(**config["limits"])
+        if limits.waiting_mb < limits.body_mb:
+            raise UserError(
+                f"limits.waiting_mb={limits.waiting_mb}: less than limits.body_mb={limits.body_mb}, so that a body "
+                "which is allowed would be refused for ever. Raise the first, or lower the second"
+            )
+        if limits.body_s > limits.deadline_s:
+            raise UserError(
+                f"limits.body_s={limits.body_s:g}: more than limits.deadline_s={limits.deadline_s:g}, which ends a "
+                "request and its body. Lower the first, or raise the second"
+            )
         return cls(
             alias=config["alias"],
             name=config["registry"]["name"],
@@ -114,7 +125,7 @@ class Settings:
             poll_s=config["poll_s"],
             batch_size=config["batch"]["size"],
             batch_wait_s=config["batch"]["wait_ms"] / 1000,
-            limits=Limits(**config["limits"]),
+            limits=limits,
             hosts=tuple(config["hosts"]),
             keys=Path(keys) if keys else None,
             predict_needs_key=config["auth"]["predict"],

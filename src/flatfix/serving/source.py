@@ -13,7 +13,7 @@ from flatfix.inference.package import Package
 from flatfix.registry.packages import fetch_package, forget_unused
 from flatfix.registry.state import STAGING
 from flatfix.registry.versions import Version, aliases, list_versions, registered_name
-from flatfix.tracking.connection import connect, probe, redact, sqlite_path, told_as_user_error
+from flatfix.tracking.connection import connect, in_one_line, probe, redact, sqlite_path, told_as_user_error
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -102,6 +102,10 @@ class Source:
         except UserError as error:
             self._followed = None
             raise RegistryUnreachableError(str(error)) from error
+        except Exception as error:  # MLflow raises whatever it likes for answers that are none of its own
+            self._followed = None
+            said = f"what answers there is not MLflow ({type(error).__name__}: {in_one_line(error)})"
+            raise RegistryUnreachableError(f"tracking.uri={redact(self.uri)}: {said}. Choose another.") from error
         raise refusal
 
     def _connected(self) -> MlflowClient:

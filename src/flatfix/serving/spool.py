@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Generic, TypeVar
 GATHER_S = 0.02
 
 T = TypeVar("T")
+
+_log = logging.getLogger("flatfix.serving")
 
 
 class Spool(Generic[T]):
@@ -63,14 +66,17 @@ class Spool(Generic[T]):
         while not is_last:
             self._has_items.wait()
             self._is_urgent.wait(GATHER_S)
-            is_last = self._is_closed
             self._is_urgent.clear()
-            self._has_items.clear()  # first: what is put from here on wakes the thread again
+            self._has_items.clear()  # first: what is put, or closed, from here on wakes the thread again
+            is_last = self._is_closed
             with self._is_written:
                 items = [self._items.popleft() for _ in range(len(self._items))]
                 self._num_taken += len(items)
             if items:
-                self._write(items)
+                try:
+                    self._write(items)
+                except Exception:  # without this thread nothing is written any more
+                    _log.exception("spool_failed")
             with self._is_written:
                 self._num_written = self._num_taken
                 self._is_written.notify_all()

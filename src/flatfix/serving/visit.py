@@ -8,6 +8,7 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from flatfix.serving.answers import ID_PATTERN
 from flatfix.serving.problems import Problem
 from flatfix.serving.settings import Limits
 
@@ -17,7 +18,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_REQUEST_ID = re.compile(ID_PATTERN.encode())
 _WANTED = frozenset((b"content-length", b"transfer-encoding", b"host", b"x-request-id", b"expect"))
 
 

@@ -113,8 +113,9 @@ def test_more_pictures_than_allowed_are_refused_before_the_rest_is_read():
     problem = refusal(FORM, four, is_cut=True)
 
     assert (problem.status, problem.reason) == (413, "too_many_files")
-    assert "3 pictures" in problem.detail
-    assert "one picture" in refusal(FORM, four, max_files=1).detail
+    assert "3 pictures (limits.files)" in problem.detail
+    alone = refusal(FORM, four, max_files=1).detail
+    assert "one picture" in alone and "limits.files" not in alone  # which does not bound what one is explained by
 
 
 def test_a_client_that_leaves_is_no_broken_form():
@@ -129,18 +130,18 @@ def test_hostile_forms_take_no_longer_than_pictures_of_their_size(pattern, where
     body = {"before": b"", "header": b"--edge\r\nX: ", "data": part("file", b"")[:-2]}[where] + filling
     pieces = [body[start : start + 65536] for start in range(0, len(body), 65536)]
 
-    start = time.process_time()
+    start = time.thread_time()
     refusal(FORM, *pieces)
 
-    assert time.process_time() - start < 1  # a megabyte
+    assert time.thread_time() - start < 1  # a megabyte; 20 ms on a quiet machine
 
 
 @pytest.mark.parametrize("pattern", [";", '";', "=", '"\\', ";a*=", " "])
 def test_a_hostile_content_type_takes_no_time(pattern):
-    start = time.process_time()
+    start = time.thread_time()
     refusal("multipart/form-data" + pattern * 20_000, b"")
 
-    assert time.process_time() - start < 0.1
+    assert time.thread_time() - start < 1
 
 
 def feedback(body: bytes, content_type: str = "application/json") -> Feedback:
@@ -179,10 +180,10 @@ def test_feedback_of_another_type_or_of_many_bytes_is_refused_before_it_is_parse
     with pytest.raises(Problem, match="application/json"):
         feedback(b'{"request_id": "a", "label": "ok"}', "text/plain")
     fields = json.dumps({f"x{number}": 1 for number in range(100_000)}).encode()
-    start = time.process_time()
+    start = time.thread_time()
     with pytest.raises(Problem) as raised:
         feedback(fields)
     assert (raised.value.status, raised.value.reason) == (413, "too_large")
     with pytest.raises(RequestValidationError):
         feedback(fields[: MAX_FEEDBACK - 10] + b'": 1}')
-    assert time.process_time() - start < 0.2  # three seconds for the hundred thousand, on the event loop
+    assert time.thread_time() - start < 1  # three seconds for the hundred thousand, on the event loop

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 
 import numpy as np
 import pytest
 
-from flatfix.inference.decode import load
+from flatfix.inference.decode import load, load_with_sides
+from flatfix.serving import decoding
 from flatfix.serving.decoding import Decoders
 from flatfix.serving.metrics import Metrics
 from flatfix.serving.problems import Problem
 from tests.helpers.images import colours, encode, png_claiming
+from tests.helpers.server import wait_until
 
 JPEG = encode(colours(240, 320), "JPEG")
 
@@ -74,6 +77,46 @@ def test_the_part_of_the_picture_that_the_model_sees_comes_with_it():
     run(scenario)
 
 
+def test_bytes_are_let_go_by_who_waits_at_once_and_by_who_is_decoded_when_that_is_done(monkeypatch):
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def slow(data, *rest):
+        has_begun.set()
+        assert may_end.wait(5)
+        return load_with_sides(data, *rest)
+
+    monkeypatch.setattr(decoding, "load_with_sides", slow)
+
+    async def scenario(decoders):
+        decoded, waiting = (asyncio.create_task(decoders.load(Bytes(JPEG), 16, "crop")) for _ in range(2))
+        await asyncio.to_thread(has_begun.wait, 5)
+        for task in (decoded, waiting):
+            task.cancel()
+        await asyncio.wait([waiting], timeout=5)
+        assert (decoded.done(), waiting.done()) == (False, True)
+        del waiting, task
+        gc.collect()
+        assert Bytes.num_held == 1
+        may_end.set()
+        await asyncio.wait([decoded], timeout=5)
+        assert decoded.cancelled()
+        assert (await decoders.load(JPEG, 16, "crop")).shape == (16, 16, 3)
+
+    run(scenario, num_threads=1)
+
+
+class Bytes(bytes):
+    """Bytes that are counted as long as somebody holds them."""
+
+    num_held = 0
+
+    def __init__(self, data):
+        Bytes.num_held += 1
+
+    def __del__(self):
+        Bytes.num_held -= 1
+
+
 def test_no_more_threads_decode_than_were_asked_for_and_none_is_left():
     async def scenario(decoders):
         await asyncio.gather(*(decoders.load(JPEG, 16, "squash") for _ in range(30)))
@@ -81,4 +124,4 @@ def test_no_more_threads_decode_than_were_asked_for_and_none_is_left():
         assert 1 <= sum(thread.name.startswith("decode") for thread in threading.enumerate()) <= 3
 
     run(scenario, num_threads=3)
-    assert not any(thread.name.startswith("decode") for thread in threading.enumerate())
+    wait_until(lambda: not any(each.name.startswith("decode") for each in threading.enumerate()), 5, "their end")

@@ -5,7 +5,6 @@ import re
 import shutil
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,7 +20,6 @@ from flatfix.serving.follower import Follower
 from flatfix.serving.last_good import LastGood
 from flatfix.serving.live import Live, Served
 from flatfix.serving.metrics import Metrics
-from flatfix.serving.outcome import Outcome
 from flatfix.serving.source import Choice, Source
 from tests.helpers.packages import permits
 from tests.helpers.server import free_ports, wait_until
@@ -31,6 +29,7 @@ Promoted = tuple[Shelf, list[Version]]
 Records = list[logging.LogRecord]
 LONG_S = 3600.0  # between two looks, where only those that a test asks for are to happen
 WAIT_S = 30.0
+STOP_S = 5.0
 
 
 class Serving:
@@ -48,7 +47,7 @@ class Serving:
 
     def look(self) -> tuple[str, int | None]:
         """Look at the registry; return the outcome and the version that answers then."""
-        return self.follower.reload_now().word, self.version
+        return self.follower.look(is_asked=True).word, self.version
 
     @property
     def version(self) -> int | None:
@@ -125,7 +124,7 @@ def test_the_alias_is_followed_without_being_told(two: Promoted) -> None:
     shelf.point("production", second)
     wait_until(lambda: serving.version == second.number, WAIT_S, "the second version")
     assert serving.follower.is_alive
-    serving.follower.stop()
+    serving.follower.stop(STOP_S)
     assert not serving.follower.is_alive
 
 
@@ -279,9 +278,9 @@ def test_a_version_that_failed_is_not_tried_with_every_look_unless_it_is_asked_f
     wait_until(lambda: serving.count("damaged") >= 20, WAIT_S, "twenty looks")
     assert fetched.count(2) <= 7  # each pause is twice the one before
     hidden.rename(artifacts)
-    assert serving.follower.reload_now().word in ("swapped", "unchanged")
+    assert serving.follower.ask().result(WAIT_S).word in ("swapped", "unchanged")
     assert serving.version == 2
-    serving.follower.stop()
+    serving.follower.stop(STOP_S)
 
 
 def test_an_alias_that_moves_to_what_flatfix_did_not_register_changes_nothing(two: Promoted) -> None:
@@ -381,24 +380,19 @@ def test_an_alias_that_moves_while_a_version_is_got_ready_ends_at_the_last(two: 
     serving.source.fetch = move  # type: ignore[method-assign]
     serving.follower.start()  # the next look is an hour away
     wait_until(lambda: serving.version == second.number, WAIT_S, "the last version")
-    serving.follower.stop()
+    serving.follower.stop(STOP_S)
 
 
-def test_looks_that_are_asked_for_at_once_take_turns(two: Promoted) -> None:
+def test_looks_that_are_asked_for_at_once_are_one_look_of_the_thread(two: Promoted) -> None:
     shelf, (first, _) = two
-    serving = Serving(shelf, poll_s=0.01)
+    serving = Serving(shelf)
+    asked = [serving.follower.ask() for _ in range(8)]
     serving.follower.start()
-    outcomes: list[Outcome] = []
-    threads = [
-        threading.Thread(target=lambda: outcomes.append(serving.follower.reload_now()), daemon=True) for _ in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(WAIT_S)
-    assert {outcome.version for outcome in outcomes} == {first.number} and len(outcomes) == 8
-    assert serving.count("swapped") == 1
-    serving.follower.stop()
+    assert {(outcome.word, outcome.version) for outcome in (each.result(WAIT_S) for each in asked)} == {
+        ("unchanged", first.number)
+    }
+    assert (serving.count("swapped"), serving.count("unchanged")) == (1, 1)
+    serving.follower.stop(STOP_S)
 
 
 def test_stopping_while_a_model_is_got_ready_swaps_nothing(two: Promoted) -> None:
@@ -407,12 +401,11 @@ def test_stopping_while_a_model_is_got_ready_swaps_nothing(two: Promoted) -> Non
     serving.follower.start()
     wait_until(serving.follower._computing.locked, WAIT_S, "a model got ready")
     start = time.monotonic()
-    serving.follower.stop()
+    serving.follower.stop(STOP_S)
     assert time.monotonic() - start < 5
     assert not serving.follower.is_alive
     assert serving.version is None
-    assert serving.follower.reload_now().word == "unchanged"
-    assert serving.version is None
+    assert serving.look() == ("unchanged", None)
 
 
 def test_stopping_does_not_wait_for_a_registry_that_hangs(two: Promoted) -> None:
@@ -426,10 +419,36 @@ def test_stopping_does_not_wait_for_a_registry_that_hangs(two: Promoted) -> None
         with connection:
             connection.settimeout(WAIT_S)
             assert connection.recv(1)  # it has asked, and gets no answer
+            asked = serving.follower.ask()
             start = time.monotonic()
-            serving.follower.stop()
+            serving.follower.stop(STOP_S)
             assert time.monotonic() - start < 5
-            assert serving.follower.is_alive
+            assert serving.follower.is_alive and not asked.done()
+
+
+def test_stopping_waits_no_longer_than_was_said_for_what_is_being_computed(two: Promoted) -> None:
+    serving = Serving(two[0])
+    with serving.follower._computing:  # as while a model is loaded
+        serving.follower.start()
+        start = time.monotonic()
+        serving.follower.stop(0.1)
+        assert time.monotonic() - start < 5
+    assert serving.version is None
+
+
+def test_a_server_that_started_from_the_last_good_model_makes_up_for_an_empty_alias_as_at_any_start(
+    two: Promoted,
+) -> None:
+    shelf, (first, second) = two
+    Serving(shelf).look()
+    hidden = database(shelf).rename(shelf.folder / "hidden")
+    again = Serving(shelf)
+    assert again.look() == ("registry_unreachable", first.number)
+    hidden.rename(database(shelf))
+    shelf.clear("production")
+    shelf.point("staging", second)
+    assert again.look() == ("swapped", second.number)
+    assert again.served.found_by == "staging"
 
 
 @pytest.mark.slow
@@ -450,7 +469,7 @@ def test_servers_that_share_a_cache_and_a_last_good_folder_do_not_disturb_each_o
         lambda: all(serving.last_good.facts().version == versions[1].number for serving in servers), WAIT_S, "it"
     )
     for serving in servers:
-        serving.follower.stop()
+        serving.follower.stop(STOP_S)
         assert serving.count("swapped") == 4
     kept = servers[0].last_good.open()
     assert kept and kept[1].version == versions[1].number

@@ -151,7 +151,7 @@ def counted(guard: Guard) -> dict[str, float]:
 
 
 def assert_empty(guard: Guard) -> None:
-    assert (guard.num_waiting, guard.num_bytes) == (0, 0)
+    assert (guard.num_waiting, guard.num_explaining, guard.num_bytes) == (0, 0, 0)
     assert not any(value for name, value in counted(guard).items() if name.startswith("http_requests_in_progress"))
 
 
@@ -219,6 +219,31 @@ def test_bytes_are_admitted_as_announced_and_a_chunked_body_as_the_largest(heade
         assert_empty(guard)
 
     asyncio.run(run())
+
+
+def test_explanations_leave_the_house_to_predictions():
+    async def run() -> None:
+        hall = Hall()
+        guard = guarded(hall, limits=replace(LIMITS, waiting=32, deadline_s=5))
+        inside = [asyncio.create_task(Call(path="/explain").to(guard)) for _ in range(2)]
+        for _ in inside:
+            await hall.entered.acquire()
+
+        refused = await Call(path="/explain", body=b"x").to(guard)
+        assert (refused.problem["type"], refused.num_received) == ("/problems/overloaded", 0)
+        inside.append(asyncio.create_task(Call().to(guard)))
+        await hall.entered.acquire()
+
+        hall.doors.set()
+        assert [call.status for call in await asyncio.gather(*inside)] == [200, 200, 200]
+        assert (await Call(path="/explain").to(guard)).status == 200
+        assert_empty(guard)
+
+    asyncio.run(run())
+
+
+def test_a_small_house_explains_too():
+    assert asyncio.run(Call(path="/explain").to(guarded())).status == 200
 
 
 def test_a_get_is_answered_in_a_full_house():
@@ -307,12 +332,22 @@ def test_an_error_of_time_in_the_application_is_its_own_fault():
     assert asyncio.run(Call().to(guarded(failing))).status == 500
 
 
-HOSTS = ["api.example.org", "[::1]", "127.0.0.1"]
+HOSTS = ["api.example.org", "[::1]", "fe80::1", "Example.net.", "127.0.0.1"]
 
 
 @pytest.mark.parametrize(
     "host",
-    ["api.example.org", "API.Example.ORG:8000", "[::1]", "[::1]:80", "127.0.0.1:1", "api.example.org:"],
+    [
+        "api.example.org",
+        "API.Example.ORG:8000",
+        "[::1]",
+        "[::1]:80",
+        "127.0.0.1:1",
+        "api.example.org:",
+        "api.example.org.:80",
+        "example.net",
+        "[FE80::1]:80",
+    ],
 )
 def test_a_known_host_is_answered_with_any_port_and_in_any_case(host):
     assert asyncio.run(Call(headers=[("host", host)]).to(guarded(hosts=HOSTS))).status == 200
@@ -330,6 +365,10 @@ def test_a_known_host_is_answered_with_any_port_and_in_any_case(host):
         ["::1"],
         ["[::2]:80"],
         [":80"],
+        ["."],
+        ["::1:80"],
+        ["[::1]evil"],
+        ["127.0.0.1:\xb2"],
         ["api.example.org", "api.example.org"],
     ],
 )
@@ -338,6 +377,11 @@ def test_an_unknown_host_is_refused_unread(hosts):
 
     assert (call.status, call.problem["type"], call.num_received) == (421, "/problems/unknown_host", 0)
     assert_empty(guard)
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+def test_a_probe_may_come_by_address(path):
+    assert asyncio.run(Call("GET", path, [("host", "10.0.0.7:8000")]).to(guarded(hosts=HOSTS))).status == 200
 
 
 def test_any_host_is_answered_where_none_is_named():

@@ -73,7 +73,7 @@ def test_an_answer_and_its_feedback_are_kept_without_anything_of_the_picture(tmp
     assert (second["index"], second["class"]) == (1, "ok")
     (told,) = read(tmp_path / "new", "feedback")
     assert datetime.fromisoformat(told.pop("time")).tzinfo is UTC
-    assert told == {"request_id": "a1", "model_version": "8", "index": 1, "label": "dent"}
+    assert told == {"request_id": "a1", "live_version": "8", "index": 1, "label": "dent"}
 
 
 def test_files_are_named_by_the_day_in_utc_wherever_the_server_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -166,6 +166,29 @@ def test_workers_share_the_files_and_lose_nothing_while_they_are_set_aside(tmp_p
     assert len(list(tmp_path.glob("answers-*.jsonl"))) > 2
     assert {line["request_id"] for line in lines} == {f"{who}-{number}" for who in "abc" for number in range(700)}
     assert len(lines) == 2100
+
+
+def test_a_file_of_somebody_else_is_left_alone_and_hinders_nothing(tmp_path: Path):
+    foreign = tmp_path / f"answers-{today()}.backup.jsonl"
+    foreign.write_bytes(bytes(900_000))
+    journal = Journal(tmp_path, 1, Metrics())
+    for _ in range(40):
+        journal.answered("a1", "7", [ROW] * 32)
+        assert journal.flush(30)
+    journal.close()
+
+    assert (tmp_path / f"answers-{today()}.0001.jsonl").exists()
+    assert foreign.exists()
+
+
+def test_a_label_that_was_kept_is_counted_even_where_no_room_can_be_made(tmp_path: Path):
+    (tmp_path / "answers-2026-01-01.jsonl").mkdir()  # which cannot be unlinked
+    (tmp_path / "answers-2026-01-02.jsonl").write_bytes(bytes(1_000_000))
+    metrics = Metrics()
+    Journal(tmp_path, 1, metrics).feedback("a1", 0, "ok", "7")
+
+    assert len(read(tmp_path, "feedback")) == 1
+    assert b"feedback_total 1.0" in metrics.render()[0]
 
 
 def test_the_oldest_answers_go_where_there_would_be_more_than_is_allowed(tmp_path: Path):

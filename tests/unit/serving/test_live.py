@@ -42,12 +42,3 @@ def test_a_reason_degrades_only_when_it_is_said_to(packages: tuple[Package, Pack
     assert live.state() == Health("ok", ("staging is served",))
     live.tell("the registry does not answer", is_degraded=True)
     assert live.state() == Health("degraded", ("the registry does not answer",))
-
-
-def test_a_lost_model_answers_no_more_until_there_is_another(packages: tuple[Package, Package]) -> None:
-    live = Live()
-    live.swap(served(packages[0]))
-    live.lose("it answers no more")
-    assert (live.current, live.state()) == (None, Health("lost", ("it answers no more",)))
-    live.swap(served(packages[0]))
-    assert live.state() == Health("ok")

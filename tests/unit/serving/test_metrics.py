@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from flatfix.serving import multiproc
-from flatfix.serving.metrics import Metrics
+from flatfix.serving.metrics import Metrics, Scrapes
 from tests.helpers.metric_workers import Worker
 
 NAMES = (
@@ -106,6 +108,43 @@ def test_workers_answer_for_all_and_a_killed_one_leaves_only_what_it_counted(wor
     assert 'http_requests_total{handler="/",method="GET",status="200"} 3.0' in one
     assert 'http_requests_in_progress{handler="/"} 1.0' in one
     assert {"queue_depth 2.0", "model_degraded 0.0", "batch_size_count 2.0"} <= set(one)
+
+
+def test_a_file_that_goes_while_it_is_looked_at_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(multiproc.VARIABLE, str(tmp_path))
+    (tmp_path / "gauge_livesum_1.db").symlink_to("gone")
+
+    assert Metrics().render()[0] == b""
+
+
+def test_many_who_ask_at_once_share_a_rendering_that_began_after_they_asked():
+    class Slow(Metrics):
+        num_rendered = 0
+        has_begun, gate = threading.Event(), threading.Event()
+
+        def render(self):
+            self.num_rendered += 1
+            rendered = super().render()
+            self.has_begun.set()
+            assert self.gate.wait(10)
+            return rendered
+
+    metrics = Slow()
+
+    async def scenario():
+        scrapes = Scrapes(metrics)
+        early = asyncio.create_task(scrapes.get())
+        await asyncio.to_thread(metrics.has_begun.wait, 10)
+        metrics.feedback.inc()
+        gone, *late = [asyncio.create_task(scrapes.get()) for _ in range(50)]
+        await asyncio.sleep(0)
+        gone.cancel()
+        metrics.gate.set()
+        texts = [text for text, _ in await asyncio.gather(early, *late)]
+        assert [b"feedback_total 1.0" in text for text in texts] == [False] + [True] * 49
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))
+    assert metrics.num_rendered == 2
 
 
 def alone(folder: Path, *, before: str = "", after: str = "", **variables: str) -> list[str]:

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from html.parser import HTMLParser
 
 import pytest
 
 from flatfix.serving.pages import PAGES, page
-from flatfix.serving.problems import REASONS
+from flatfix.serving.problems import REASONS, overloaded
 
 
 class Reader(HTMLParser):
@@ -97,6 +98,12 @@ def test_the_documentation_explains_every_reason_of_a_problem() -> None:
     assert sorted(explained) == sorted(REASONS)
 
 
+def test_the_example_of_a_problem_in_the_documentation_is_what_the_server_says() -> None:
+    (shown,) = re.findall(r"application/problem\+json\n.*?\n\n(\{.*?\})", page("docs.html")[0].decode(), re.DOTALL)
+    example = json.loads(shown)
+    assert json.loads(overloaded().body(example["request_id"])) == example
+
+
 def test_the_page_has_a_plain_headline_for_every_refusal_that_a_picture_can_meet() -> None:
     script = page("index.html")[0].decode()
     headlines = re.search(r"const HEADLINES = \{(.*?)\};", script, re.DOTALL)
@@ -104,7 +111,7 @@ def test_the_page_has_a_plain_headline_for_every_refusal_that_a_picture_can_meet
     reasons = set(re.findall(r"(\w+): \"", headlines[1]))
     # The others come from a fault of the page or of the server, or are told by their status and the server's words.
     others = {"invalid_request", "too_many_files", "not_found", "method_not_allowed", "broken_http"}
-    assert reasons == set(REASONS) - others - {"headers_too_large", "internal"}
+    assert reasons == set(REASONS) - others - {"timeout_headers", "headers_too_large", "internal"}
 
 
 def luminance(colour: str) -> float:

@@ -37,6 +37,7 @@ def kept_mb(how: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_memory_of_large_pictures_goes_back_to_the_system():
     assert kept_mb("little") < 90

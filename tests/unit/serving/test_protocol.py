@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import pytest
@@ -415,6 +416,30 @@ def test_a_client_may_leave_at_any_time(running, client, sent, is_reset):
     client.close()
 
     wait_until(running.is_empty)
+
+
+@pytest.mark.parametrize(
+    ("sent", "reasons"),
+    [
+        (b"hello\r\n\r\n", ["broken_http"]),
+        (b"GET /" + HUGE, ["headers_too_large"]),
+        (GET[:-1], ["timeout_headers"]),
+        (b"", []),
+    ],
+)
+def test_what_never_became_a_request_is_counted(running, client, sent, reasons):
+    def refused():
+        lines = running.guard._metrics.render()[0].decode().splitlines()
+        counts = dict(line.rsplit(" ", 1) for line in lines if line.startswith("rejected_total{"))
+        return {name.split('"')[1]: float(count) for name, count in counts.items()}
+
+    before = refused()
+    client.sendall(sent)
+    with suppress(ConnectionError):
+        while client.recv(65_536):
+            pass
+
+    assert [reason for reason, count in refused().items() if count > before.get(reason, 0)] == reasons
 
 
 def test_workers_get_the_protocol_in_their_config():

@@ -6,7 +6,9 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,25 @@ def test_a_server_that_hangs_is_told_in_seconds(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(RegistryUnreachableError, match="MLflow cannot be used there"):
             Source(f"http://127.0.0.1:{hanging.getsockname()[1]}", None, "production", tmp_path).find()
     assert time.monotonic() - start < 5
+
+
+def test_a_server_that_is_no_mlflow_is_told(tmp_path: Path) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b'{"registered_models": "nothing of the kind"}'
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Other) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        with pytest.raises(RegistryUnreachableError, match="what answers there is not MLflow"):
+            Source(f"http://127.0.0.1:{other.server_port}", None, "production", tmp_path).find_any()
+        other.shutdown()
 
 
 def test_a_package_is_fetched_whole_or_refused(
