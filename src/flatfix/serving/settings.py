@@ -126,7 +126,7 @@ class Settings:
             batch_size=config["batch"]["size"],
             batch_wait_s=config["batch"]["wait_ms"] / 1000,
             limits=limits,
-            hosts=tuple(config["hosts"]),
+            hosts=tuple(map(str, config["hosts"])),
             keys=Path(keys) if keys else None,
             predict_needs_key=config["auth"]["predict"],
             journal_mb=config["journal_mb"],
