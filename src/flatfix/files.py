@@ -1,8 +1,9 @@
-"""Files and folders that appear whole or not at all, and disks without room for them."""
+"""Files and folders that appear whole or not at all, locks that are files, and disks without room."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import uuid
 from collections.abc import Iterator
@@ -45,6 +46,18 @@ def filling(folder: Path) -> Iterator[Path]:
         whole.mkdir()  # with the permissions that are usual here; a temporary folder has fewer
         yield whole
         whole.replace(folder)
+
+
+@contextmanager
+def locked(path: Path, *, waits: bool = True) -> Iterator[None]:
+    """Hold the lock that a file is, made when it is missing, against other processes and threads.
+
+    Raises:
+        BlockingIOError: when somebody else holds it and `waits` is false.
+    """
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 @contextmanager

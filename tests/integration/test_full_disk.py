@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.images import class_folders
+from tests.helpers.small_disk import mounted
 
 PUBLISH = """
 import sys
@@ -43,12 +44,8 @@ pull(open_version(LocalStore(sys.argv[1]), "pets", "v1"), Path(sys.argv[2], "pul
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "small"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("mounting a disk of a megabyte is not permitted here")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    with mounted(tmp_path / "small", megabytes=1) as disk:
+        yield disk
 
 
 def run(script: str, *arguments: Path, **variables: str) -> subprocess.CompletedProcess[str]:

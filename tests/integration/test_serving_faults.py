@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from tests.helpers.mlflow_server import MlflowServer
 from tests.helpers.s3_server import S3Server
 from tests.helpers.server import Server, wait_until
 from tests.helpers.serving import Shelf, two_packages, wrong
+from tests.helpers.small_disk import mounted
 
 pytestmark = pytest.mark.service
 
@@ -103,12 +103,8 @@ def server(company: Company, one_server: FlatfixServer) -> FlatfixServer:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("mounting a small disk is not permitted here")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    with mounted(tmp_path / "disk", megabytes=32) as disk:
+        yield disk
 
 
 def flip_a_byte(objects: S3Server, version: Version) -> None:

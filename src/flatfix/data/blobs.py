@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -10,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flatfix.console import say
-from flatfix.files import needing_room
+from flatfix.files import locked, needing_room
 
 FIX = "Free some, name another folder (TMPDIR for action=verify), or set a lower dataset.cache_gigabytes."
 
@@ -71,8 +70,7 @@ class Blobs:
     def _lock(self, sha256: str, is_patient: bool = True) -> Iterator[None]:
         """Hold the lock of this content, and of a 256th of all others; BlockingIOError rather than wait, if told to."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / f".{sha256[:2]}.lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if is_patient else fcntl.LOCK_NB))
+        with locked(self.folder / f".{sha256[:2]}.lock", waits=is_patient):
             yield
 
     def _evict(self, newest: Path) -> None:

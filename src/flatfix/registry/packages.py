@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -20,7 +19,7 @@ import numpy as np
 
 from flatfix.console import say
 from flatfix.errors import UserError
-from flatfix.files import filling, needing_room
+from flatfix.files import filling, locked, needing_room
 from flatfix.inference.card import Card
 from flatfix.inference.package import CARD, MODEL, DamagedPackageError, Package, open_package
 from flatfix.registry.versions import DIGEST_TAG, Version
@@ -163,8 +162,7 @@ def _cached(client: MlflowClient, version: Version, cache_dir: Path) -> Package:
 def _lock(folder: Path) -> Iterator[None]:
     """Keep other threads and processes from what is to become `folder`."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(folder.with_name(f".{folder.name}.lock")):
         yield
 
 

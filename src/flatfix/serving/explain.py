@@ -22,8 +22,7 @@ GRID = 8
 # each cell but those at the edge is hidden four times, which smooths the map. That makes 49 patches, and 50 pictures.
 PATCH = 2
 
-# An urgent picture that comes meanwhile waits for as many: some 35 ms for a resnet18 in fp32 on two cores. More at once
-# would be computed little faster.
+# An urgent picture that comes meanwhile waits for as many to be computed.
 NUM_AT_ONCE = 2
 
 

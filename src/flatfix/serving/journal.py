@@ -14,8 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from flatfix.files import locked
+from flatfix.serving.logs import moment
 from flatfix.serving.metrics import Metrics
-from flatfix.serving.multiproc import locked
 from flatfix.serving.spool import Spool
 
 MAX_WAITING = 10_000  # requests, some megabytes: seconds of a disk that hangs
@@ -82,7 +83,7 @@ class Journal:
             OSError: when there is no room.
         """
         now = time.time()
-        fields = {"request_id": request_id, "time": _iso(now), "live_version": live_version}
+        fields = {"request_id": request_id, "time": moment(now), "live_version": live_version}
         self._append("feedback", _day(now), _line(fields | {"index": index, "label": label}))
         self._metrics.feedback.inc()
 
@@ -97,7 +98,7 @@ class Journal:
     def _keep(self, requests: list[Answered]) -> None:
         days: dict[str, list[bytes]] = {}
         for seconds, request_id, model_version, kept in requests:
-            request = {"request_id": request_id, "time": _iso(seconds), "model_version": model_version}
+            request = {"request_id": request_id, "time": moment(seconds), "model_version": model_version}
             lines = days.setdefault(_day(seconds), [])
             for index, (label, decision, probability) in enumerate(kept):
                 picture = {"index": index, "class": label, "decision": decision, "probability": probability}
@@ -181,10 +182,6 @@ def _age(path: Path) -> tuple[bool, str, bool, int]:
 
 def _line(fields: dict[str, Any]) -> bytes:
     return json.dumps(fields).encode() + b"\n"
-
-
-def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _day(seconds: float) -> str:

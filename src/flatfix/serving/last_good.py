@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
 from flatfix.errors import UserError
-from flatfix.files import filling, replacing
+from flatfix.files import filling, locked, replacing
 from flatfix.inference.package import CARD, DamagedPackageError, Package, open_package
 
 POINTER = "last_good.json"
@@ -115,14 +114,11 @@ class LastGood:
     @contextmanager
     def _lock(self) -> Iterator[None]:
         """Keep other processes from the folder; without a lock where the disk cannot be written to."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = (self.folder / ".lock").open("a")
-        except OSError as error:
-            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
-                raise
-            yield
-            return
-        with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with ExitStack() as held:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(self.folder / ".lock"))
+            except OSError as error:
+                if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                    raise
             yield

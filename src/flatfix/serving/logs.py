@@ -67,6 +67,11 @@ def close() -> None:
         lines.close()
 
 
+def moment(seconds: float) -> str:
+    """Write a time, in seconds since 1970, as UTC in ISO 8601, to the millisecond."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 class AccessLog:
     """One line for each request, at level `info`."""
 
@@ -145,8 +150,7 @@ class _Handler(logging.Handler):
 
 def _line(seconds: float, level: str, event: str, fields: Mapping[str, Any]) -> bytes:
     r"""Return one line: JSON escapes what would break it, `\n` and other control characters among them."""
-    when = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    said = {"ts": when, "level": level, "event": _short(event)} | {
+    said = {"ts": moment(seconds), "level": level, "event": _short(event)} | {
         name: _short(value) for name, value in fields.items()
     }
     return _encode(said).encode() + b"\n"

@@ -12,10 +12,11 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
+
+from flatfix.files import locked
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's
 LOCKS = "[0-9]*.lock"  # one a process, named by its id
@@ -58,18 +59,6 @@ def remove_dead(run: Path) -> None:
     for path in run.glob(LOCKS):
         with suppress(BlockingIOError), locked(path, waits=False):  # a new worker of this id waits for it
             _remove_gauges(run, path.stem)
-
-
-@contextmanager
-def locked(path: Path, *, waits: bool = True) -> Iterator[None]:
-    """Hold the lock that a file is, made when it is missing, against other processes and threads.
-
-    Raises:
-        BlockingIOError: when somebody else holds it and `waits` is false.
-    """
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
 
 
 def _run_folder(folder: Path) -> Path:

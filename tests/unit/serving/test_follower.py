@@ -4,7 +4,6 @@ import logging
 import re
 import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,6 +23,7 @@ from flatfix.serving.source import Choice, Source
 from tests.helpers.packages import permits
 from tests.helpers.server import free_ports, wait_until
 from tests.helpers.serving import NAME, Shelf, empty_shelf, resealed, wrong
+from tests.helpers.small_disk import mounted
 
 Promoted = tuple[Shelf, list[Version]]
 Records = list[logging.LogRecord]
@@ -82,12 +82,8 @@ class Serving:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "small"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("mounting a disk of a megabyte is not permitted here")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    with mounted(tmp_path / "small", megabytes=1) as disk:
+        yield disk
 
 
 def database(shelf: Shelf) -> Path:

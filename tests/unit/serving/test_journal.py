@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from flatfix.serving import multiproc
+from flatfix.files import locked
 from flatfix.serving.journal import MAX_WAITING, Journal
 from flatfix.serving.metrics import Metrics
+from tests.helpers.small_disk import mounted
 
 ROW = {"class": "dent", "decision": "review", "probability": 0.625, "probabilities": {"dent": 0.625, "ok": 0.375}}
 WRITE = """
@@ -46,12 +47,8 @@ def today() -> str:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "small"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("mounting a disk of a megabyte is not permitted here")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    with mounted(tmp_path / "small", megabytes=1) as disk:
+        yield disk
 
 
 def test_an_answer_and_its_feedback_are_kept_without_anything_of_the_picture(tmp_path: Path):
@@ -94,7 +91,7 @@ def test_a_disk_that_hangs_holds_nothing_up_and_what_was_dropped_is_counted(
     journal = Journal(tmp_path, 100, metrics)
     number = MAX_WAITING + 3000
     with caplog.at_level(logging.WARNING, "flatfix.serving"):
-        with multiproc.locked(tmp_path / ".lock"):  # as a worker does whose disk hangs
+        with locked(tmp_path / ".lock"):  # as a worker does whose disk hangs
             begin = time.monotonic()
             for index in range(number):
                 journal.answered(str(index), "7", [ROW])

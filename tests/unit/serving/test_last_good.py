@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from flatfix.inference.package import MODEL, DamagedPackageError, Package, open_package
 from flatfix.serving.last_good import POINTER, Facts, LastGood
+from tests.helpers.small_disk import mounted
 
 Packages = tuple[Package, Package]
 
@@ -26,12 +26,8 @@ def kept_packages(folder: Path) -> list[str]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "small"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("mounting a disk of some megabytes is not permitted here")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    with mounted(tmp_path / "small", megabytes=5) as disk:
+        yield disk
 
 
 def test_what_was_kept_last_is_opened_and_nothing_older_stays(packages: Packages, tmp_path: Path) -> None:
