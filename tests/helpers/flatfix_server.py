@@ -19,6 +19,7 @@ class FlatfixServer(Server):
     def __init__(self, folder: Path, uri: str, *options: str, waits_for_model: bool = True) -> None:
         super().__init__(folder, free_ports(1))
         self.url = f"http://127.0.0.1:{self.ports[0]}"
+        self.uri = uri
         self._options = (f"tracking.uri={uri}", f"paths.output={folder}", "poll_s=0.2", *options)
         self._ready = "/readyz" if waits_for_model else "/livez"
 
