@@ -7,8 +7,10 @@ from flatfix.config.entry import entry_point
 from flatfix.config.options import TRAIN
 from flatfix.sweeps.plugins import register
 
+SHORT = {"trainer.batch_size": "dataset.batch_size"}
 
-@entry_point("train", conf=Path(__file__).parent / "conf", schema=TRAIN, plugins=register)
+
+@entry_point("train", conf=Path(__file__).parent / "conf", schema=TRAIN, short=SHORT, plugins=register)
 def main(cfg: dict[str, Any]) -> Any:
     """Train a classifier on a dataset version, track the run in MLflow, and test the best checkpoint.
 

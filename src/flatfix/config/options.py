@@ -63,7 +63,9 @@ TRAINING_DATA: Schema = {
         low=0,
         optional=True,
     ),
-    "dataset.batch_size": Option(int, "pictures a step", low=1),
+    "dataset.batch_size": Option(
+        int, "pictures a step and device (auto: as many as its memory takes)", low=1, words=("auto",)
+    ),
     "dataset.sampler": Option(
         str, "order of training pictures: shuffled, or every class equally often", choices=("shuffle", "balanced")
     ),
@@ -83,6 +85,11 @@ MODEL: Schema = {
         str,
         "pixel statistics (auto: the weights' when loaded, else the dataset's)",
         choices=("auto", "weights", "data"),
+    ),
+    "model.tta": Option(
+        str,
+        "views of a picture that an answer averages: itself, its mirror image too, or all eight turns and mirrors",
+        choices=("none", "flip", "dihedral"),
     ),
 }
 
@@ -135,11 +142,44 @@ TRAINER: Schema = {
         str, "auto: bf16-mixed where the hardware has it, else 32", choices=("auto", "32", "bf16-mixed", "16-mixed")
     ),
     "trainer.accelerator": Option(str, "where to train", choices=("auto", "cpu", "gpu")),
+    "trainer.devices": Option(
+        int, "processes, each with a device of its own (auto: a GPU each)", low=1, words=("auto",)
+    ),
+    "trainer.num_nodes": Option(int, "machines that train together, started by torchrun or Slurm", low=1),
+    "trainer.channels_last": Option(bool, "keep the channels of a pixel together, as convolutions like it"),
+    "trainer.compile": Option(bool, "compile the model with torch.compile: slow to start, then faster on a GPU"),
+    "trainer.accumulate": Option(int, "batches whose gradients make one step", low=1),
+    "trainer.ema_decay": Option(
+        float,
+        "judge the moving average of the weights, which keeps this part a step (null: the weights)",
+        above=0,
+        below=1,
+        optional=True,
+    ),
+    "trainer.checkpoint_every_steps": Option(
+        int, "steps between two states to resume from (null: by time and epoch alone)", low=1, optional=True
+    ),
+    "trainer.checkpoint_every_minutes": Option(
+        float, "minutes between two states to resume from (null: by steps and epoch alone)", above=0, optional=True
+    ),
     "trainer.gradient_clip": Option(float, "largest gradient norm (null: no clipping)", above=0, optional=True),
     "trainer.decay_norms_and_biases": Option(bool, "apply weight decay to norms and biases too"),
     "trainer.limit_batches": Option(int, "batches of each split to use (null: all)", low=1, optional=True),
     "trainer.overfit_below": Option(float, "train on one batch until its loss is below this", above=0, optional=True),
     "trainer.profile": Option(bool, "print where the time went"),
+}
+
+RESUME: Schema = {
+    "resume.from": Option(
+        str,
+        "what to start from: a run id, a file, or auto (the newest unfinished run of this config, else a new one)",
+        optional=True,
+    ),
+    "resume.mode": Option(
+        str,
+        "continue: the same run goes on; finetune: a new run from its weights; branch: a new run from its full state",
+        choices=("continue", "finetune", "branch"),
+    ),
 }
 
 BOUNDS: Schema = {
@@ -267,6 +307,7 @@ TRAIN: Schema = {
     **MODEL,
     **RECIPE,
     **TRAINER,
+    **RESUME,
     **DECISION,
     **CALLBACKS,
     **TRACKING,

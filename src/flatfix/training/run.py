@@ -11,7 +11,6 @@ from typing import Any, cast
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.profilers import SimpleProfiler
 from numpy.typing import NDArray
 
@@ -38,8 +37,7 @@ from flatfix.tracking.run import Run, Status
 from flatfix.training import precision as precisions
 from flatfix.training import summary
 from flatfix.training.augment import Augment, Identity
-from flatfix.training.callbacks import BestEpoch, EarlyStopping, EpochProgress, OverfitBelow, Pruning
-from flatfix.training.checkpoint_io import AtomicCheckpointIO
+from flatfix.training.callbacks import OverfitBelow
 from flatfix.training.facts import card, log_facts, optimizer_name, without_password
 from flatfix.training.features import cached_features
 from flatfix.training.interruption import Interrupted, interruptible
@@ -53,6 +51,7 @@ from flatfix.training.pictures import open_store_of, pictures_of
 from flatfix.training.plan import Plan, make_plan
 from flatfix.training.quiet import quieten
 from flatfix.training.result import RunResult
+from flatfix.training.trainer import Callbacks, make_callbacks, make_trainer
 
 Config = Mapping[str, Any]
 Report = Callable[[int, float], bool]
@@ -81,9 +80,7 @@ class _Fit:
 
     trainer: L.Trainer
     module: TrainingModule
-    best: BestEpoch
-    overfit: OverfitBelow | None
-    is_pruned: bool
+    callbacks: Callbacks
     pictures: Mapping[str, Examples]
     examples: Mapping[str, Examples]  # the pictures, or their features where the backbone is frozen
     about: Mapping[str, Mapping[str, str]]
@@ -120,9 +117,9 @@ def train(cfg: Config, *, report: Report | None = None, began: Callable[[str], N
                 began(run.run_id)
             setting = _Setting(cfg, plan, version, positive, run, log_facts(run, cfg, version.manifest))
             fit = _fit(setting, report)
-            if fit.overfit:
-                result = _overfit_result(setting, fit.trainer, fit.overfit)
-            elif fit.is_pruned:
+            if fit.callbacks.overfit:
+                result = _overfit_result(setting, fit.trainer, fit.callbacks.overfit)
+            elif fit.callbacks.is_pruned:
                 result = _pruned_result(setting, fit)
             else:
                 result = _conclude(setting, fit)
@@ -228,39 +225,24 @@ def _fit(setting: _Setting, report: Report | None) -> _Fit:
     say(f"model: {origin}")
     precision, why = precisions.choose(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
     say(f"precision: {precision} ({why})")
-    checkpoint = ModelCheckpoint(
-        dirpath=setting.folder / "checkpoints",
-        filename="best",
-        monitor=f"val/{cfg['monitor']}",
-        mode=METRICS[cfg["monitor"]],
-        save_on_train_epoch_end=False,
-    )
-    best = BestEpoch(checkpoint, plan.bounds, plan.stop_when_qualified)
-    overfit = OverfitBelow(overfits) if overfits else None
-    objective = cfg["sweep"]["objectives"][0]
-    pruning = Pruning(report, objective) if report and objective in METRICS and not overfit else None
+    callbacks = make_callbacks(cfg, plan, report)
     profiler = SimpleProfiler() if cfg["trainer"]["profile"] else None
-    callbacks: list[Callback] = (
-        [overfit] if overfit else [checkpoint, _last_checkpoint(setting.folder), best, *_early_stopping(cfg)]
-    )
-    callbacks += [EpochProgress(cfg["monitor"]), *([pruning] if pruning else [])]
-    trainer = _trainer(cfg, precision, run, callbacks, profiler)
+    trainer = make_trainer(cfg, precision, RunLogger(run), callbacks, profiler)
     examples = pictures
     if cfg["model"]["freeze"] == "backbone":
         examples = _features(cfg, plan, version, classifier, pictures, precision, trainer)
-    module = _module(cfg, plan, classifier, loss, setting.positive, is_varied=overfit is None)
+    module = _module(cfg, plan, classifier, loss, setting.positive, is_varied=overfits is None)
     trainer.fit(module, datamodule=_data(cfg, examples))
     if profiler:
         summary.print_profile(profiler.recorded_durations)
-    about = card(cfg, version.manifest, pictures, run.run_id, origin, f"{precision} ({why})", best.epoch)
-    is_pruned = pruning is not None and pruning.is_pruned
-    return _Fit(trainer, module, best, overfit, is_pruned, pictures, examples, about)
+    about = card(cfg, version.manifest, pictures, run.run_id, origin, f"{precision} ({why})", callbacks.best.epoch)
+    return _Fit(trainer, module, callbacks, pictures, examples, about)
 
 
 def _conclude(setting: _Setting, fit: _Fit) -> RunResult:
     """Judge the checkpoint that counts, report, and make the package of a run that qualifies."""
-    cfg, manifest, run = setting.cfg, setting.version.manifest, setting.run
-    checkpoint = Path(fit.best.checkpoint.best_model_path)
+    cfg, manifest, run, best = setting.cfg, setting.version.manifest, setting.run, fit.callbacks.best
+    checkpoint = Path(best.checkpoint.best_model_path)
     decision, validation, test = judge(
         fit.trainer,
         fit.module,
@@ -285,15 +267,15 @@ def _conclude(setting: _Setting, fit: _Fit) -> RunResult:
         bounds=setting.plan.bounds,
         draw=cfg["report"],
     )
-    _log_outcome(run, fit.best.epoch, decision, evaluation, checkpoint)
+    _log_outcome(run, best.epoch, decision, evaluation, checkpoint)
     aims = objectives(
         cfg["sweep"]["objectives"],
-        fit.best.metrics,
+        best.metrics,
         fit.module.classifier,
         cfg["dataset"]["image_size"],
         fit.trainer.strategy.root_device,
     )
-    run.log_metrics({f"best/{name}": value for name, value in aims.items() if name not in METRICS}, fit.best.epoch)
+    run.log_metrics({f"best/{name}": value for name, value in aims.items() if name not in METRICS}, best.epoch)
     package = _package(setting, fit, checkpoint, decision.calibrate(validation.probabilities), evaluation)
     result = RunResult(
         run_id=run.run_id,
@@ -301,7 +283,7 @@ def _conclude(setting: _Setting, fit: _Fit) -> RunResult:
         status="FINISHED",
         exit_code=ExitCode.DONE,
         checkpoint=str(checkpoint),
-        best_epoch=fit.best.epoch,
+        best_epoch=best.epoch,
         num_epochs=fit.trainer.current_epoch,
         validation=evaluation.validation_metrics,
         test=evaluation.metrics,
@@ -399,39 +381,6 @@ def _classifier(cfg: Config, version: DatasetVersion) -> tuple[Classifier, str]:
     return classifier, origin
 
 
-def _last_checkpoint(folder: Path) -> ModelCheckpoint:
-    """Save every epoch; with `save_last` Lightning would do so only in epochs that also saved the best."""
-    return ModelCheckpoint(dirpath=folder / "checkpoints", filename="last", save_on_train_epoch_end=False)
-
-
-def _early_stopping(cfg: Config) -> list[Callback]:
-    options = cfg["callbacks"]["early_stopping"]
-    return [EarlyStopping(options["patience"], options["delta"])] if options["patience"] else []
-
-
-def _trainer(
-    cfg: Config, precision: str, run: Run, callbacks: list[Callback], profiler: SimpleProfiler | None
-) -> L.Trainer:
-    trainer = cfg["trainer"]
-    return L.Trainer(
-        max_epochs=trainer["max_epochs"],
-        accelerator=trainer["accelerator"],
-        devices=1,
-        precision=precision,  # type: ignore[arg-type]
-        gradient_clip_val=trainer["gradient_clip"],
-        logger=RunLogger(run),
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
-        profiler=profiler,
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        default_root_dir=cfg["paths"]["run"],
-    )
-
-
 def _features(
     cfg: Config,
     plan: Plan,
@@ -521,8 +470,8 @@ def _pruned_result(setting: _Setting, fit: _Fit) -> RunResult:
         folder=str(setting.folder),
         status="FINISHED",
         exit_code=ExitCode.DONE,
-        checkpoint=fit.best.checkpoint.best_model_path,
-        best_epoch=fit.best.epoch,
+        checkpoint=fit.callbacks.best.checkpoint.best_model_path,
+        best_epoch=fit.callbacks.best.epoch,
         num_epochs=num_epochs,
         is_pruned=True,
     )

@@ -1,0 +1,105 @@
+"""Lightning's trainer as a config describes it, and what it calls on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import Profiler
+
+from flatfix.evaluation.metrics import METRICS
+from flatfix.training.callbacks import BestEpoch, EarlyStopping, EpochProgress, OverfitBelow, Pruning
+from flatfix.training.checkpoint_io import AtomicCheckpointIO
+from flatfix.training.plan import Plan
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What a trainer calls, in this order.
+
+    Attributes:
+        overfit: ends the one-batch test, which has no checkpoints and no epoch that counts.
+        checkpoint: writes the weights of the epoch that counts.
+        last: writes the last epoch.
+        best: remembers the epoch that counts.
+        early_stopping: ends a run without progress.
+        progress: shows how far it is.
+        pruning: ends a trial that leads nowhere.
+    """
+
+    checkpoint: ModelCheckpoint
+    last: ModelCheckpoint
+    best: BestEpoch
+    progress: EpochProgress
+    early_stopping: EarlyStopping | None
+    pruning: Pruning | None
+    overfit: OverfitBelow | None
+
+    def __iter__(self) -> Iterator[Callback]:
+        """Yield those that this run has."""
+        kept = [self.overfit] if self.overfit else [self.checkpoint, self.last, self.best, self.early_stopping]
+        yield from (each for each in (*kept, self.progress, self.pruning) if each)
+
+    @property
+    def is_pruned(self) -> bool:
+        """Tell whether a sweep cut the training short."""
+        return self.pruning is not None and self.pruning.is_pruned
+
+
+def make_callbacks(cfg: Config, plan: Plan, report: Callable[[int, float], bool] | None) -> Callbacks:
+    """Make the callbacks of a run; `report` is told of every epoch where a sweep wants to be."""
+    folder, monitor, overfits = (
+        Path(cfg["paths"]["run"]) / "checkpoints",
+        cfg["monitor"],
+        cfg["trainer"]["overfit_below"],
+    )
+    checkpoint = ModelCheckpoint(
+        dirpath=folder,
+        filename="best",
+        monitor=f"val/{monitor}",
+        mode=METRICS[monitor],
+        save_on_train_epoch_end=False,
+    )
+    # Every epoch; with `save_last` Lightning would save only in epochs that also saved the best.
+    last = ModelCheckpoint(dirpath=folder, filename="last", save_on_train_epoch_end=False)
+    stopping, objective = cfg["callbacks"]["early_stopping"], cfg["sweep"]["objectives"][0]
+    return Callbacks(
+        checkpoint=checkpoint,
+        last=last,
+        best=BestEpoch(checkpoint, plan.bounds, plan.stop_when_qualified),
+        progress=EpochProgress(monitor),
+        early_stopping=EarlyStopping(stopping["patience"], stopping["delta"]) if stopping["patience"] else None,
+        pruning=Pruning(report, objective) if report and objective in METRICS and not overfits else None,
+        overfit=OverfitBelow(overfits) if overfits else None,
+    )
+
+
+def make_trainer(
+    cfg: Config, precision: str, logger: Logger, callbacks: Callbacks, profiler: Profiler | None
+) -> L.Trainer:
+    """Make the trainer of a run; `precision` is Lightning's name of it."""
+    trainer = cfg["trainer"]
+    return L.Trainer(
+        max_epochs=trainer["max_epochs"],
+        accelerator=trainer["accelerator"],
+        devices=1,
+        precision=precision,  # type: ignore[arg-type]
+        gradient_clip_val=trainer["gradient_clip"],
+        logger=logger,
+        callbacks=list(callbacks),
+        plugins=[AtomicCheckpointIO()],
+        profiler=profiler,
+        enable_checkpointing=callbacks.overfit is None,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        default_root_dir=cfg["paths"]["run"],
+    )
