@@ -14,6 +14,13 @@ class UserError(ValueError):
     """
 
 
+class Failure(Exception):
+    """Report what went wrong elsewhere, in a message that says all there is to say: a traceback would add nothing.
+
+    An entry point prints it and exits with code 3.
+    """
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return `" Did you mean 'adam'?"` for the choice nearest to `word`, or an empty string where none is near."""
     near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)

@@ -15,18 +15,32 @@ from flatfix.errors import UserError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield a hidden name beside `path` to write to, which becomes `path` when the block ends without an error.
 
-    The folder is made when it is missing. On an error whatever was at `path` stays, and the hidden file goes.
+    The folder is made when it is missing. On an error whatever was at `path` stays, and the hidden file goes. What is
+    durable outlasts a loss of power from then on, which takes the disk some milliseconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{uuid.uuid4().hex}.partial")
     try:
         yield partial
+        if durable:
+            sync(partial)
         os.replace(partial, path)
+        if durable:
+            sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, written down to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

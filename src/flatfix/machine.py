@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +25,23 @@ def num_cores() -> int:
     with suppress(KeyError, ValueError):
         cores = min(cores, max(1, int(os.environ[CORES])))
     return cores
+
+
+def rank() -> int:
+    """Return the number of this process among those that torchrun or srun started to train one model, else 0."""
+    for count, number in (("WORLD_SIZE", "RANK"), ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")):
+        if int(os.environ.get(count, "1")) > 1:
+            return int(os.environ.get(number, "0"))
+    return 0
+
+
+def death(exit_code: int) -> str:
+    """Say how a process ended, by the exit code that `subprocess` or `multiprocessing` gives it."""
+    if exit_code >= 0:
+        return f"exit code {exit_code}"
+    names = {each.value: each.name for each in signal.Signals}
+    hint = " (often the machine's answer to too much memory)" if exit_code == -signal.SIGKILL else ""
+    return f"killed by {names.get(-exit_code, f'signal {-exit_code}')}{hint}"
 
 
 def cpu_name() -> str:

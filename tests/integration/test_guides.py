@@ -54,6 +54,7 @@ def test_the_guide_gives_a_file_of_code_and_one_of_config() -> None:
     assert list(FILES) == ["src/flatfix/models/backbones/depthwise.py", "conf/model/depthwise.yaml"]
 
 
+@pytest.mark.slow
 def test_a_backbone_made_by_the_guide_is_listed_and_runs(checkout: Path) -> None:
     show_help, try_it, _ = COMMANDS
     assert re.search(r"\bdepthwise\b", follow(checkout, show_help))

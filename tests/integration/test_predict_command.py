@@ -73,7 +73,7 @@ def test_unreadable_pictures_are_named_and_end_with_1_and_wrong_usage_with_2(run
     assert "Traceback" not in refused.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_an_interrupted_prediction_ends_with_75_and_leaves_the_output_of_before(
     run_folder: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mlflow import MlflowClient
 from PIL import Image
 
@@ -183,3 +184,19 @@ def test_grey_pictures_of_mixed_sizes_and_depths_train(tmp_path: Path) -> None:
 def test_options_that_do_not_work_together_are_named(run_tiny: Train, overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         run_tiny(*overrides)
+
+
+def test_a_backbone_that_begins_with_what_it_sees_is_shown_training_pictures_but_keeps_loaded_weights(
+    run_tiny: Train,
+) -> None:
+    def components(*words: str, name: str) -> tuple[torch.Tensor, str]:
+        result = run_tiny("model=whitened_resnet", "trainer.max_epochs=1", *words, name=name)
+        backbone = load_checkpoint(Path(str(result.checkpoint))).backbone
+        return backbone.whitening.components.flatten(1), str(result.checkpoint)
+
+    chosen, checkpoint = components(name="first")
+    lengths = chosen.norm(dim=1)
+    torch.testing.assert_close(chosen @ chosen.T, lengths.square().diag(), rtol=1e-3, atol=1e-3 * lengths.max() ** 2)
+    others = ["dataset.name=others", "dataset.source.num_pictures=160", "dataset.source.seed=5"]
+    again, _ = components(*others, f"model.weights={checkpoint}", name="again")
+    assert torch.equal(again, chosen)

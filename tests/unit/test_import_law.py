@@ -64,7 +64,8 @@ LAW = {
         names(
             "lightning timm torch torchmetrics flatfix.data flatfix.models flatfix.tracking flatfix.evaluation"
             " flatfix.inference.decision flatfix.inference.package flatfix.registry flatfix.notify"
-        )
+        ),
+        only={"batch_size": names("psutil")},  # how much memory is free
     ),
     "prediction": Room(
         names("torch pyarrow flatfix.data flatfix.models flatfix.inference flatfix.registry flatfix.tracking"),

@@ -27,3 +27,14 @@ def test_a_process_that_divides_the_cores_with_others_uses_its_share(monkeypatch
 
 def test_the_processor_has_a_name():
     assert cpu_name().strip()
+
+
+def test_the_rank_is_that_of_torchrun_or_srun_and_of_one_process_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert machine.rank() == 0
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert machine.rank() == 3
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert machine.rank() == 1

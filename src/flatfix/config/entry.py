@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import re
 import shutil
@@ -31,9 +32,13 @@ from flatfix.config.groups import read_entry, settings
 from flatfix.config.instantiate import ALLOWED_TARGETS
 from flatfix.config.schema import Free, Schema, validate
 from flatfix.console import complain, say
-from flatfix.errors import UserError, did_you_mean
+from flatfix.errors import Failure, UserError, did_you_mean
+from flatfix.machine import rank
 
 Config = dict[str, Any]
+# Of several processes that train one model rank 0 has the folder and the log.
+OF_ANOTHER = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
+LOCK = ".lock"  # in the folder of a run: held by the process that trains there
 
 
 def entry_point(
@@ -84,6 +89,8 @@ def entry_point(
             if plugins:
                 plugins()
             sys.argv[1:] = [_spelled_out(word, short or {}) for word in sys.argv[1:]]
+            if rank():
+                sys.argv += OF_ANOTHER
             # SIGTERM is to clear away what is half-written, as Ctrl-C does; training handles both itself.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             # Hydra reports errors itself and exits with 1 unless this is set; we report them, with our exit codes.
@@ -180,16 +187,38 @@ def _is_from_hydra(error: BaseException) -> bool:
 
 
 def _refuse(message: str) -> ExitCode:
-    complain(f"error: {message}\nSee --help for every option.")
+    if not rank():  # the others were started alike: each would say the same
+        complain(f"error: {message}\nSee --help for every option.")
     return ExitCode.USAGE
 
 
 def _crash() -> ExitCode:
-    complain(traceback.format_exc())
+    error = sys.exception()
+    complain(f"error: {error}" if isinstance(error, Failure) else traceback.format_exc())
     return ExitCode.ERROR
 
 
+def command_line() -> list[str] | None:
+    """Return the words of the command that began this job, None where no command did."""
+    return sys.argv if HydraConfig.initialized() else None
+
+
+def go_on_in(folder: Path) -> None:
+    """Let this job go on in the folder of an earlier one, and its log in that one's; the folder made for it goes."""
+    if not HydraConfig.initialized() or not HydraConfig.get().output_subdir:
+        return
+    made, name = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().job.name
+    log = made / f"{name}.log"
+    if made == folder or (log.is_file() and log.stat().st_size):
+        return
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename) == log:
+            handler.close()  # it opens its file again when there is something to log
+            handler.baseFilename = str(folder / log.name)
+    _discard_untouched(made, name)
+
+
 def _discard_untouched(folder: Path, job_name: str) -> None:
-    """Remove a run folder that holds nothing but what Hydra wrote there before the config was checked."""
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".hydra", f"{job_name}.log"}:
+    """Remove a run folder that holds nothing but what was written there before the config was checked."""
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".hydra", f"{job_name}.log", LOCK}:
         shutil.rmtree(folder)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -13,6 +15,9 @@ from torch import Tensor
 from flatfix.data.cache import Examples
 from flatfix.data.encoded import WINDOW, EncodedPictures
 from flatfix.errors import UserError
+
+HOST = torch.device("cpu")
+PART_OF_GPU = 0.25  # of a GPU's free memory, the most that examples take; the rest is for what learns from them
 
 
 class Batch(NamedTuple):
@@ -45,8 +50,12 @@ class BatchLoader:
     examples of a rare class several times, those of a frequent one in part. Pictures that are still encoded are mixed
     among those of a few shards at a time. In evaluation every example comes once, in order.
 
-    Of several ranks each has its own part of the order, and as many batches as the others. With the state of a loader
+    Of several ranks each has as many batches as the others: in training its part of each batch that one process would
+    have, were its batches so many times as large; in evaluation its part of the order. With the state of a loader
     that stopped in the middle of an epoch, another goes on with the batch after the last one that was handed out.
+
+    Examples that are decoded may be kept on a device, where their batches are then made: in an epoch nothing but the
+    order of the rows is sent there.
     """
 
     batch_sampler = None  # Lightning asks for it of whatever has a sampler
@@ -61,18 +70,24 @@ class BatchLoader:
         seed: int = 0,
         rank: int = 0,
         num_ranks: int = 1,
+        device: torch.device = HOST,
     ) -> None:
-        """Keep the examples; nothing is read yet.
+        """Keep the examples; nothing is read yet, unless for another device.
 
         Raises:
             UserError: when there are fewer training examples than ranks.
         """
         if is_training and 0 < len(examples) < num_ranks:
-            raise UserError(f"{num_ranks} devices are too many for {len(examples)} training pictures.")
+            raise UserError(
+                f"trainer.devices: {num_ranks} devices are too many for {len(examples)} training pictures. Use fewer."
+            )
         self.batch_size = batch_size
-        self._inputs = examples.inputs
-        self._labels = torch.from_numpy(examples.labels)
-        self._targets = None if examples.targets is None else torch.from_numpy(examples.targets)
+        self._examples = examples
+        inputs, targets = examples.inputs, examples.targets
+        self._inputs = inputs if isinstance(inputs, EncodedPictures) else torch.from_numpy(inputs).to(device)
+        self._labels = torch.from_numpy(examples.labels).to(device)
+        self._targets = None if targets is None else torch.from_numpy(targets).to(device)
+        self._device = device
         self._is_training = is_training
         self._is_balanced = is_balanced
         self._seed = seed
@@ -92,11 +107,11 @@ class BatchLoader:
         """Itself: Lightning tells `loader.sampler` the epoch."""
         return self
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, int | str]:
         """Return the epoch, how many of its batches were handed out, and what else the order depends on."""
         return {"epoch": self._epoch, "num_batches": self._num_batches, **self._layout()}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next iteration be the rest of that epoch; what was handed out is not decoded again.
 
         Raises:
@@ -124,30 +139,37 @@ class BatchLoader:
             targets = None if self._targets is None else self._targets[rows]
             yield Batch(inputs, self._labels.index_select(0, rows), rows, targets)
 
-    def _layout(self) -> dict[str, int]:
+    def _layout(self) -> dict[str, int | str]:
         """Return what the order depends on beside the epoch."""
         is_streamed = isinstance(self._inputs, EncodedPictures) and len(np.unique(self._inputs.shards)) > WINDOW
         return {
             "number of pictures": len(self._labels),
+            "digest of ids and labels": self._digest,
             "dataset.batch_size": self.batch_size,
             "seed": self._seed,
+            "dataset.sampler": "balanced" if self._is_balanced else "plain",
             "number of devices": self._num_ranks,
             "streamed (see dataset.decoded_gigabytes)": int(is_streamed),
         }
 
+    @cached_property
+    def _digest(self) -> str:
+        names = "\n".join(self._examples.ids).encode()
+        return hashlib.sha256(names + self._examples.labels.tobytes()).hexdigest()[:12]
+
     def _read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         if isinstance(self._inputs, EncodedPictures):
             return map(torch.from_numpy, self._inputs.batches([rows.numpy() for rows in batches]))
-        inputs = torch.from_numpy(self._inputs)
+        inputs = self._inputs
         return (inputs.index_select(0, rows) for rows in batches)
 
     def _batches(self) -> Sequence[Tensor]:
         """Return the rows of each batch of this rank."""
-        order = self._order()
+        order = self._order().to(self._device)
         if self._is_training:
-            share = len(order) // self._num_ranks
-            batches: Sequence[Tensor] = order[self._rank * share :][:share].split(self.batch_size)
-            return batches[: len(self)]
+            size = min(self.batch_size, len(order) // self._num_ranks)
+            batches: Sequence[Tensor] = order.split(size)
+            return batches[self._rank :: self._num_ranks][: len(self)]
         part = order.tensor_split(self._num_ranks)[self._rank]
         batches = part.split(self.batch_size)[: len(self)]
         # A rank that has one example less may lack a whole batch, for which the others would wait for ever.
@@ -173,10 +195,11 @@ class BatchLoader:
 
         Each class goes round in whole permutations: its own examples come equally often too, give or take one.
         """
-        classes = self._labels.unique()
+        labels = torch.from_numpy(self._examples.labels)
+        classes = labels.unique()
         rows = []
-        for label, share in zip(classes, torch.arange(len(self._labels)).tensor_split(len(classes)), strict=True):
-            members = torch.nonzero(self._labels == label).flatten()
+        for label, share in zip(classes, torch.arange(len(labels)).tensor_split(len(classes)), strict=True):
+            members = torch.nonzero(labels == label).flatten()
             rounds = [torch.randperm(len(members), generator=draw) for _ in range(0, len(share), len(members))]
             rows.append(members[torch.cat(rounds)[: len(share)]])
         return torch.cat(rows)
@@ -227,4 +250,17 @@ class ImageDataModule(L.LightningDataModule):
             seed=self.seed,
             rank=self.trainer.global_rank if self.trainer else 0,
             num_ranks=self.trainer.world_size if self.trainer else 1,
+            device=self._device(examples) if is_training else HOST,
         )
+
+    def _device(self, examples: Examples) -> torch.device:
+        """Return where training examples are kept."""
+        if not self.trainer or isinstance(examples.inputs, EncodedPictures):
+            return HOST
+        device = self.trainer.strategy.root_device
+        return device if has_room(device, examples.inputs.nbytes) else HOST
+
+
+def has_room(device: torch.device, num_bytes: int) -> bool:
+    """Tell whether a device is a GPU with room for so many bytes of examples beside what learns from them."""
+    return device.type == "cuda" and num_bytes <= PART_OF_GPU * torch.cuda.mem_get_info(device)[0]

@@ -15,6 +15,8 @@ import flatfix.models.backbones  # noqa: F401  registers our backbones with timm
 from flatfix.errors import UserError, did_you_mean
 from flatfix.inference.decision import Decision
 from flatfix.models import weights
+from flatfix.models.registration import Initialised
+from flatfix.models.views import views
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class ClassifierSpec:
     """Describe a classifier in plain values: what a checkpoint stores and what rebuilds it.
 
     `mean` and `std` are per channel, of pixels scaled to 0..1. `image_size` (pixels) and `resize` say how a picture
-    becomes the square that the classifier was trained on. `decision` says how its probabilities become an answer.
+    becomes the square that the classifier was trained on. `decision` says how its probabilities become an answer, and
+    `tta` (a key of `NUM_VIEWS`) which views of a picture an answer averages.
     """
 
     name: str
@@ -33,6 +36,7 @@ class ClassifierSpec:
     std: tuple[float, ...]
     options: dict[str, Any] = field(default_factory=dict)
     decision: Decision = field(default_factory=Decision)
+    tta: str = "none"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, fit for a checkpoint that loads with `weights_only=True`."""
@@ -57,7 +61,11 @@ class Output(NamedTuple):
 
 
 class Classifier(nn.Module):
-    """Normalise uint8 pictures, run the backbone, and classify its pooled features with one linear layer."""
+    """Normalise uint8 pictures, run the backbone, and classify its pooled features with one linear layer.
+
+    In evaluation mode the features are the mean over the views of `spec.tta`: since the head is linear, the logits are
+    the mean of those of the views.
+    """
 
     mean: Tensor
     std: Tensor
@@ -72,6 +80,7 @@ class Classifier(nn.Module):
         self.register_buffer("mean", 255 * torch.tensor(spec.mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(spec.std).view(1, 3, 1, 1))
         self.to(memory_format=torch.channels_last)
+        self._memory_format = torch.channels_last
 
     def forward(self, images: Tensor) -> Output:
         """Classify `[N, H, W, 3] uint8` pictures."""
@@ -80,10 +89,31 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Map `[N, H, W, 3] uint8` to pooled features `[N, D]`."""
+        if self.training or self.spec.tta == "none":
+            return self._features(images)
+        # In one pass: exported, a pass each would be as many copies of the backbone's graph.
+        seen = views(images, self.spec.tta)
+        of_views: Tensor = self._features(torch.cat(seen)).unflatten(0, (len(seen), -1))
+        return of_views.mean(dim=0)
+
+    def _features(self, images: Tensor) -> Tensor:
+        features: Tensor = self.backbone(self._normalise(images))
+        return features
+
+    def _normalise(self, images: Tensor) -> Tensor:
         # A permuted NHWC tensor is channels_last as it stands: no copy is made.
         pixels = (images.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
-        features: Tensor = self.backbone(pixels)
-        return features
+        return pixels.contiguous(memory_format=self._memory_format)
+
+    def initialise(self, images: Tensor) -> None:
+        """Let a backbone that is `Initialised` look at `[N, H, W, 3] uint8` training pictures."""
+        assert isinstance(self.backbone, Initialised)
+        self.backbone.initialise(self._normalise(images))
+
+    def part_channels(self) -> None:
+        """Keep the pixels of a channel together in memory, in place of the channels of a pixel."""
+        self._memory_format = torch.contiguous_format
+        self.to(memory_format=self._memory_format)
 
     def freeze_backbone(self) -> None:
         """Stop training of the backbone, its batch statistics included."""
@@ -156,6 +186,7 @@ def build(
     resize: str,
     data_mean: tuple[float, ...],
     data_std: tuple[float, ...],
+    tta: str = "none",
 ) -> tuple[Classifier, str]:
     """Build a classifier, load its starting weights, and choose the pixel statistics.
 
@@ -171,6 +202,7 @@ def build(
         resize: `squash`, `crop` or `pad`.
         data_mean: mean of the training pictures a channel, 0..1.
         data_std: standard deviation of the training pictures a channel, 0..1.
+        tta: `none`, `flip` or `dihedral`: the views of a picture that an answer averages.
 
     Returns:
         The classifier, and a line that says what it starts from.
@@ -187,11 +219,24 @@ def build(
         published = getattr(backbone, "pretrained_cfg", None) or {}
         mean = (loaded and loaded.mean) or published.get("mean", data_mean)
         std = (loaded and loaded.std) or published.get("std", data_std)
-    spec = ClassifierSpec(name, classes, image_size, resize, tuple(mean), tuple(std), dict(options))
+    spec = ClassifierSpec(name, classes, image_size, resize, tuple(mean), tuple(std), dict(options), tta=tta)
     origin = "timm's weights" if pretrained else "random weights"
     if loaded:
         origin = f"{weights_file} ({loaded.num_tensors} tensors, matched by {loaded.matched_by})"
     return Classifier(spec, backbone), f"{name} from {origin}"
+
+
+def load_head(classifier: Classifier, path: Path) -> bool:
+    """Copy the head from a checkpoint, where it is one of ours and of the same classes, and return whether it is."""
+    content = weights.read(path, "resume.from")
+    spec = weights.stored_spec(content)
+    if spec is None or tuple(spec["classes"]) != classifier.spec.classes:
+        return False
+    prefix = f"{weights.CLASSIFIER}head."
+    classifier.head.load_state_dict(
+        {name: content["state_dict"][f"{prefix}{name}"] for name in classifier.head.state_dict()}
+    )
+    return True
 
 
 def load_checkpoint(path: Path) -> Classifier:

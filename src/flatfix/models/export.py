@@ -114,10 +114,8 @@ def export(
 
 def _on_cpu(classifier: Classifier) -> Classifier:
     model = copy.deepcopy(classifier).cpu().float().requires_grad_(False).eval()
-    # In channels_last, which permuted NHWC pictures are in, torch would pool by `as_strided`: ten operators of ONNX
-    # that gather the features number by number.
-    model.to(memory_format=torch.contiguous_format)
-    model.backbone.register_forward_pre_hook(lambda _, inputs: inputs[0].contiguous())
+    # In channels_last torch would pool by `as_strided`: ten operators of ONNX that gather the features one by one.
+    model.part_channels()
     return model
 
 

@@ -1,13 +1,21 @@
-"""Make our backbones known to timm, beside its own."""
+"""Make our backbones known to timm, beside its own, and say what one of them may do beside `forward`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from timm.models import register_model
-from torch import nn
+from torch import Tensor, nn
+
+
+@runtime_checkable
+class Initialised(Protocol):
+    """A backbone that chooses some of its first weights by training pictures."""
+
+    def initialise(self, pixels: Tensor) -> None:
+        """Choose them by normalised pictures `[N, 3, H, W]`; the same pictures give the same weights."""
 
 
 def register_backbone(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
+PENDING = "registration_pending"  # tag of a run that ends, until it is registered
 PACKAGE = "package"  # the folder among a run's artifacts
 MAX_NAME_CHARS = 200
 
@@ -79,8 +80,10 @@ def register(uri: str, run_id: str, name: str | None = None) -> Registration:
             held = _version_of(client, name, run_id)
             assert held is not None
             if held.number == int(made.version):
+                _settle(client, run)
                 return Registration(held, True, "")
             client.delete_model_version(name, made.version)  # two registered the run at once, and this is the second
+        _settle(client, run)
         return Registration(held, False, "")
 
 
@@ -172,6 +175,11 @@ def _tags(card: Card, digest: str, run: Run) -> dict[str, str]:
         **{f"val/{metric}": repr(value) for metric, value in card.validation.items()},
         **{f"test/{metric}": repr(value) for metric, value in card.test.items()},
     }
+
+
+def _settle(client: MlflowClient, run: Run) -> None:
+    if PENDING in run.data.tags:
+        client.delete_tag(run.info.run_id, PENDING)
 
 
 def _version_of(client: MlflowClient, name: str, run_id: str) -> Version | None:

@@ -13,6 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from flatfix.config.options import TRAIN
 from flatfix.config.schema import validate
+from flatfix.errors import UserError
 
 MAX_CHOICES = 64  # of one parameter that are tried
 
@@ -26,7 +27,7 @@ def composed(context: HydraContext, config: DictConfig, overrides: Sequence[str]
         overrides: of the job.
 
     Raises:
-        UserError: naming each option that is wrong.
+        UserError: naming each option that is wrong, or wrong in a multirun.
         HydraException: for an override that does not compose.
     """
     job = context.config_loader.load_sweep_config(config, list(overrides))
@@ -39,9 +40,16 @@ def composed(context: HydraContext, config: DictConfig, overrides: Sequence[str]
         task = job.copy()
         with read_write(task), open_dict(task):
             del task["hydra"]
-        return validate(task, TRAIN, overrides)
+        cfg = validate(task, TRAIN, overrides)
     finally:
         HydraConfig.instance().cfg = before
+    if cfg["resume"]["from"] is not None and cfg["resume"]["mode"] == "continue":
+        raise UserError(
+            f"resume.from={cfg['resume']['from']}: the jobs of a multirun are new runs. With an optuna sweeper a "
+            "multirun goes on as a whole, when it is begun again with the same sweep.name. To start every job from "
+            "what one run reached, set resume.mode=finetune or branch."
+        )
+    return cfg
 
 
 def corners(space: Mapping[str, BaseDistribution]) -> Iterator[dict[str, Any]]:

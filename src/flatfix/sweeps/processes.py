@@ -24,7 +24,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from flatfix.machine import CORES, num_cores
+from flatfix.machine import CORES, death, num_cores
 from flatfix.sweeps.remote import Died, failed, pack, run_packed, unpack
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class ProcessLauncher(Launcher):
             finally:
                 exit_code = _reap(process)
         if answer is None:
-            return failed(Died("interrupted" if self._is_stopped else _death(exit_code)), config)
+            return failed(Died("interrupted" if self._is_stopped else death(exit_code)), config)
         return unpack(answer, config)
 
     def _answer(self, process: BaseProcess, results: Connection) -> bytes | None:
@@ -199,14 +199,6 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE_S)
     os.killpg(os.getpgrp(), signal.SIGKILL)
-
-
-def _death(exit_code: int) -> str:
-    if exit_code >= 0:
-        return f"exit code {exit_code}"
-    names = {each.value: each.name for each in signal.Signals}
-    hint = " (often the machine's answer to too much memory)" if exit_code == -signal.SIGKILL else ""
-    return f"killed by {names.get(-exit_code, f'signal {-exit_code}')}{hint}"
 
 
 def _is_orphaned(process: BaseProcess) -> bool:

@@ -24,7 +24,9 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 MAX_PARAM_LENGTH = 6000  # MLflow's limits; it would cut longer values itself, with a warning for each
 MAX_TAG_LENGTH = 8000
 
-_REASON = "status_reason"  # the tag
+RESUMABLE = "resumable"  # tag of a run that was interrupted: whether another start can go on with it
+_REASON = "status_reason"  # tag
+_OF_AN_END = (_REASON, RESUMABLE)
 
 
 class Run:
@@ -32,7 +34,8 @@ class Run:
 
     Every call returns at once and a thread sends, in order. Metrics are first appended to `metrics.jsonl` in the buffer
     folder, one JSON object a value. While the server is away everything waits; what has still not arrived when the run
-    ends stays in `unsent.jsonl`, and `end` says so. Nothing here raises because of the server, `start` excepted.
+    ends stays in `unsent.jsonl`, and `end` says so. Nothing here raises because of the server, `start` and `resume`
+    excepted.
 
     Args:
         client: Client of `uri`.
@@ -47,10 +50,12 @@ class Run:
         self._client = client
         self._unsent_path = buffer_dir / "unsent.jsonl"
         buffer_dir.mkdir(parents=True, exist_ok=True)
+        self._kept_before = self._unsent_path.read_bytes() if self._unsent_path.exists() else b""
         self._metrics_path = buffer_dir / "metrics.jsonl"
         self._metrics_file = self._metrics_path.open("ab", buffering=0)  # a call is one write: it is whole
         self._outbox = Outbox(f"MLflow at {redact(uri)}", self._deliver)
         self._system_metrics: SystemMetrics | None = None
+        self._held: set[tuple[Kind, str, int]] = set()  # kind, key and step of what an earlier process logged
         self._has_ended = False
         self._last_word: str | None = None
 
@@ -93,13 +98,17 @@ class Run:
         return run
 
     @classmethod
-    def resume(cls, uri: str, run_id: str, buffer_dir: Path) -> Run:
+    def resume(cls, uri: str, run_id: str, buffer_dir: Path, *, system_metrics: bool = False) -> Run:
         """Return a run that exists, RUNNING again whatever it ended as.
+
+        What its folder keeps and the server lacks is sent. A parameter, or a metric at a step, that either of them has
+        is not logged again.
 
         Args:
             uri: Where it is kept; see `preflight`.
             run_id: Its id.
             buffer_dir: Folder for `metrics.jsonl` and `unsent.jsonl`; that of the run has them already.
+            system_metrics: Log what the machine does, every 10 s.
 
         Raises:
             UserError: MLflow cannot be used, or has no such run.
@@ -109,32 +118,42 @@ class Run:
 
             client = connect(uri)
             try:
-                tags = client.get_run(run_id).data.tags
-                client.update_run(run_id, status="RUNNING")
+                data = client.get_run(run_id).data
+                held: set[tuple[Kind, str, int]] = {("param", key, 0) for key in data.params}
+                for key in data.metrics:
+                    held.update(("metric", key, point.step) for point in client.get_metric_history(run_id, key))
+                client.update_run(run_id, status="RUNNING")  # once all is read: until then it is as it was
             except MlflowException as error:
                 if error.get_http_status_code() not in (400, 404):  # malformed or in the trash, and unknown
                     raise
                 raise UserError(f"tracking.uri={redact(uri)}: has no run {run_id} to go on with.") from error
-            if _REASON in tags:
-                client.delete_tag(run_id, _REASON)  # of an end that was none
-        return cls(client, run_id, uri, buffer_dir)
+            for tag in data.tags.keys() & _OF_AN_END:
+                client.delete_tag(run_id, tag)  # of an end that was none
+        run = cls(client, run_id, uri, buffer_dir)
+        run._catch_up(held)
+        if system_metrics:
+            sampled = [step for kind, key, step in run._held if kind == "metric" and key.startswith("system/")]
+            run._system_metrics = SystemMetrics(run.log_metrics, run_id, uri, first_step=max(sampled, default=-1) + 1)
+        return run
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters as text, cut to the 6,000 characters that MLflow keeps."""
-        self._put("param", {key: str(value)[:MAX_PARAM_LENGTH] for key, value in params.items()})
+        new = {key: value for key, value in params.items() if ("param", key, 0) not in self._held}
+        self._put("param", {key: str(value)[:MAX_PARAM_LENGTH] for key, value in new.items()})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log the values of metrics at a step; NaN and infinities too."""
         assert not self._has_ended, "the run has ended"
-        facts = [Fact("metric", key, float(value), _now_ms(), step) for key, value in metrics.items()]
+        new = {key: value for key, value in metrics.items() if ("metric", key, step) not in self._held}
+        facts = [Fact("metric", key, float(value), _now_ms(), step) for key, value in new.items()]
         self._metrics_file.write(b"".join(_line(asdict(fact)) for fact in facts))
+        os.fsync(self._metrics_file.fileno())  # a loss of power leaves no state that is further than its metrics
         self._outbox.put(facts)
 
     def history(self) -> dict[int, dict[str, float]]:
         """Return the metrics logged at each step, in the order of the steps, without those of the machine."""
         rows: dict[int, dict[str, float]] = {}
-        for line in self._metrics_path.read_text(encoding="utf-8").splitlines():
-            fact = Fact(**json.loads(line))
+        for fact in _facts(self._metrics_path.read_bytes()):
             if not fact.key.startswith("system/"):
                 rows.setdefault(fact.step, {})[fact.key] = float(fact.value)
         return dict(sorted(rows.items()))
@@ -178,6 +197,22 @@ class Run:
             self._metrics_file.close()
             self._last_word = self._keep(self._outbox.unsent)
         return self._last_word
+
+    def _catch_up(self, held: set[tuple[Kind, str, int]]) -> None:
+        """Send what the folder keeps of this run, less what the server holds, and remember both."""
+        kept = [fact for fact in _facts(self._kept_before) if fact.kind != "status" and fact.key not in _OF_AN_END]
+        self._kept_before = b""  # whatever of it does not arrive is kept again
+        logged = self._metrics_path.read_bytes()
+        num_whole = logged.rfind(b"\n") + 1
+        self._metrics_file.truncate(num_whole)  # less what a machine that died was writing
+        for fact in [*kept, *_facts(logged[:num_whole])]:
+            identity = (fact.kind, fact.key, fact.step)
+            if identity in held:
+                continue
+            self._outbox.put([fact])
+            if fact.kind in ("param", "metric"):
+                held.add(identity)
+        self._held = held
 
     def _put(self, kind: Kind, values: Mapping[str, str]) -> None:
         assert not self._has_ended, "the run has ended"
@@ -227,13 +262,14 @@ class Run:
         return None if found.info.lifecycle_stage == "active" else "the run has been deleted"
 
     def _keep(self, unsent: Sequence[Unsent]) -> str | None:
-        """Write what has not arrived to `unsent.jsonl`, after what an earlier run left there."""
+        """Write what has not arrived to `unsent.jsonl`, after what another run left there."""
         if not unsent:
+            if not self._kept_before:
+                self._unsent_path.unlink(missing_ok=True)
             return None
         rows = [asdict(each.fact) | ({"reason": each.reason} if each.reason else {}) for each in unsent]
-        before = self._unsent_path.read_bytes() if self._unsent_path.exists() else b""
         temporary = self._unsent_path.with_suffix(".tmp")
-        temporary.write_bytes(before + b"".join(map(_line, rows)))
+        temporary.write_bytes(self._kept_before + b"".join(map(_line, rows)))
         os.replace(temporary, self._unsent_path)
 
         counts = Counter(each.fact.kind for each in unsent)
@@ -247,6 +283,12 @@ class Run:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def _facts(lines: bytes) -> list[Fact]:
+    """Read lines that `_line` wrote."""
+    rows = map(json.loads, lines.splitlines())
+    return [Fact(**{name: value for name, value in row.items() if name != "reason"}) for row in rows]
 
 
 def _line(row: dict[str, Any]) -> bytes:

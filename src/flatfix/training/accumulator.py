@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from flatfix.evaluation import metrics
+from flatfix.training.ranks import from_rank_zero
 
 
 class Accumulator(Metric):
@@ -36,13 +37,21 @@ class Accumulator(Metric):
         self.labels.append(labels)
         self.indices.append(indices)
 
+    def content(self) -> dict[str, Tensor]:
+        """Return what this rank has kept, as the one batch that `update` takes to hold it again."""
+        return {name: torch.cat(getattr(self, name)).cpu() for name in ("logits", "labels", "indices")}
+
     def compute(self) -> dict[str, float]:
-        """Return the metrics of the epoch."""
-        labels, probabilities, _ = self.predictions()
-        return metrics.compute(labels, probabilities, self.positive)
+        """Return the metrics of the epoch, which rank 0 computes: the last digit of another machine's may differ."""
+        labels, probabilities, _ = self._on_host()
+        return from_rank_zero(lambda: metrics.compute(labels, probabilities, self.positive))
 
     def predictions(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
-        """Return labels `[N]`, probabilities `[N, C]` and row numbers `[N]` on the host."""
+        """Return labels `[N]`, probabilities `[N, C]` and row numbers `[N]` of all ranks on the host."""
+        with self.sync_context():
+            return self._on_host()
+
+    def _on_host(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
         logits, labels, indices = (
             torch.cat(state if isinstance(state, list) else [state]).cpu()
             for state in (self.logits, self.labels, self.indices)

@@ -15,6 +15,7 @@ from flatfix.data.datamodule import Batch
 from flatfix.evaluation.metrics import is_better
 from flatfix.evaluation.qualification import Bound, qualify
 from flatfix.training.module import TrainingModule
+from flatfix.training.ranks import from_rank_zero
 
 
 def epoch_metrics(module: L.LightningModule, split: str) -> dict[str, float]:
@@ -83,6 +84,11 @@ class BestEpoch(Callback):
         self.metrics: dict[str, float] = {}  # of validation, as logged in that epoch
         self._best_score: float | None = None
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget the best epoch of the run whose state a new one begins with: its checkpoint stays where it is."""
+        if self.checkpoint.best_model_score is None:
+            self.epoch, self.metrics, self._best_score = -1, {}, None
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look whether this epoch's checkpoint became the one that counts; validation has ended by now."""
         score = self.checkpoint.best_model_score
@@ -95,6 +101,15 @@ class BestEpoch(Callback):
         if self.stop_when_qualified and qualify(figures, self.bounds).is_qualified:
             trainer.should_stop = True
             say(f"qualified in epoch {self.epoch + 1}: stopping")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values for the checkpoint."""
+        return {"epoch": self.epoch, "metrics": self.metrics, "best_score": self._best_score}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.epoch, self.metrics = state_dict["epoch"], dict(state_dict["metrics"])
+        self._best_score = state_dict["best_score"]
 
 
 class Pruning(Callback):
@@ -113,9 +128,18 @@ class Pruning(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Ask; validation has ended by now, and its checkpoint is written."""
         num_epochs, value = trainer.current_epoch + 1, as_logged(epoch_metrics(pl_module, "val")[self.metric])
-        if self.report(num_epochs, value) and num_epochs < (trainer.max_epochs or 1):  # the last one is trained by now
+        leads_nowhere = from_rank_zero(lambda: self.report(num_epochs, value))
+        if leads_nowhere and num_epochs < (trainer.max_epochs or 1):  # the last one is trained by now
             self.is_pruned = trainer.should_stop = True
             say(f"pruned after epoch {num_epochs}: {self.metric} {value:.4f}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values for the checkpoint."""
+        return {"is_pruned": self.is_pruned}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.is_pruned = state_dict["is_pruned"]
 
 
 class OverfitBelow(Callback):
@@ -141,20 +165,19 @@ class EpochProgress(Callback):
 
     def __init__(self, monitor: str) -> None:
         self.shown = dict.fromkeys(["loss", "accuracy", monitor])
-        self._began = 0.0
+        self._seconds_before = self._began = 0.0
         self._bar = bar()
         self._task = self._bar.add_task("")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
-        self._began = time.perf_counter()
+        """Start the clock, and the bar where training goes on within an epoch."""
+        self._began = time.perf_counter() - self._seconds_before
+        if trainer.fit_loop.restarted_mid_epoch:
+            self._start_bar(trainer, trainer.fit_loop.batch_idx + 1)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the bar."""
-        num_batches = trainer.num_training_batches + sum(trainer.num_val_batches)
-        total = num_batches * trainer.train_dataloader.batch_size  # type: ignore[union-attr]
-        self._bar.reset(self._task, total=int(total), description=self._name_epoch(trainer))
-        self._bar.start()
+        self._start_bar(trainer, 0)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -186,6 +209,21 @@ class EpochProgress(Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Clear the bar away."""
         self._bar.stop()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values for the checkpoint."""
+        return {"seconds": time.perf_counter() - self._began}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self._seconds_before = state_dict["seconds"]
+
+    def _start_bar(self, trainer: L.Trainer, num_done: int) -> None:
+        num_batches = trainer.num_training_batches + sum(trainer.num_val_batches)
+        size = trainer.train_dataloader.batch_size  # type: ignore[union-attr]
+        total, done = int(num_batches * size), num_done * size
+        self._bar.reset(self._task, total=total, completed=done, description=self._name_epoch(trainer))
+        self._bar.start()
 
     @staticmethod
     def _name_epoch(trainer: L.Trainer) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,27 @@ from flatfix.tracking.connection import redact
 from flatfix.tracking.provenance import Provenance
 from flatfix.tracking.run import Run
 
+# What a run can change without coming to another result: where things are, what is told of it, how it is started.
+INDIFFERENT = (
+    "dataset.allow_duplicates",
+    "dataset.cache_gigabytes",
+    "dataset.offline",
+    "dataset.on_bad_image",
+    "dataset.publish",
+    "dataset.source",
+    "paths",
+    "pruner",
+    "registry",
+    "report",
+    "resume",
+    "store",
+    "sweep",
+    "tracking",
+    "trainer.checkpoint_every_minutes",
+    "trainer.checkpoint_every_steps",
+    "trainer.profile",
+)
+GIT_COMMIT = "git_commit"  # the tag, set when all else has been logged
 PACKAGES = (
     "flatfix",
     "torch",
@@ -56,13 +79,28 @@ def log_facts(run: Run, cfg: Mapping[str, Any], manifest: Manifest) -> str:
         for uri in secrets:
             text = text.replace(uri, redact(uri))
         run.log_text(text, "config/overrides.yaml")
+    return log_code(run, "code")
+
+
+def log_code(run: Run, folder: str) -> str:
+    """Log the state of the code among the run's artifacts, and return its commit."""
     provenance = Provenance.collect(Path(flatfix.__file__).parent, PACKAGES)
-    run.log_dict(provenance.summary(), "code/provenance.json")
-    commit = provenance.commit or "unknown"
-    run.set_tags({"git_commit": commit, "git_dirty": str(provenance.is_dirty).lower()})
+    run.log_dict(provenance.summary(), f"{folder}/provenance.json")
     if provenance.diff:
-        run.log_text(provenance.diff, "code/uncommitted.diff")
+        run.log_text(provenance.diff, f"{folder}/uncommitted.diff")
+    commit = provenance.commit or "unknown"
+    run.set_tags({GIT_COMMIT: commit, "git_dirty": str(provenance.is_dirty).lower()})
     return commit
+
+
+def deciding(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options, by their dotted paths, that decide what a run comes to."""
+    return {name: value for name, value in flattened(cfg) if not is_below(name, INDIFFERENT)}
+
+
+def config_digest(cfg: Mapping[str, Any]) -> str:
+    """Return what two runs have in common whose configs come to the same result."""
+    return hashlib.sha256(json.dumps(deciding(cfg), sort_keys=True).encode()).hexdigest()
 
 
 def without_password(cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,6 +156,11 @@ def optimizer_name(optimizer: Mapping[str, Any]) -> str:
     """Return the name of the optimizer that a config node describes: timm's where timm makes it, else its class's."""
     name: str = optimizer.get("opt") or optimizer["_target_"].rpartition(".")[2]
     return name
+
+
+def is_below(name: str, nodes: tuple[str, ...]) -> bool:
+    """Tell whether the dotted path of an option is that of one of some nodes, or lies below it."""
+    return any(f"{name}.".startswith(f"{node}.") for node in nodes)
 
 
 def flattened(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

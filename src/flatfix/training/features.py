@@ -18,6 +18,8 @@ from flatfix.data.cache import CACHE_VERSION, Examples, load_array
 from flatfix.data.datamodule import BatchLoader, generator
 from flatfix.files import replacing
 from flatfix.models.classifier import Classifier
+from flatfix.models.views import NUM_VIEWS
+from flatfix.training import precision as precisions
 from flatfix.training.augment import Augment, Identity
 
 # Part of the key: raise it when augmentation or this module comes to give other features.
@@ -40,6 +42,9 @@ def cached_features(
 ) -> Examples:
     """Return `examples` with features in place of pictures, computed now or by an earlier run.
 
+    Those of the split `train` are of the pictures alone, as training sees them; only an answer averages the views of
+    `classifier.spec.tta`.
+
     Args:
         classifier: its backbone is frozen.
         examples: pictures `[N, H, W, 3] uint8`.
@@ -52,12 +57,13 @@ def cached_features(
         recipe: plain values that describe `augment`, for the key.
         seed: seed of the variation.
     """
+    seen = "none" if examples.split == "train" else classifier.spec.tta
     key = {
         "versions": [FEATURES_VERSION, CACHE_VERSION, timm.__version__, torch.__version__],
         "device": device.type,
         "dataset": digest,
         "rows": hashlib.sha256("\n".join(examples.ids).encode()).hexdigest(),
-        "classifier": {name: value for name, value in classifier.spec.to_dict().items() if name != "classes"},
+        "classifier": classifier.spec.to_dict() | {"classes": None, "tta": seen},
         "weights": _digest(classifier.backbone),
         "precision": precision,
         "views": [num_views, recipe, seed] if num_views else [],
@@ -81,10 +87,11 @@ def _compute(
     seed: int,
 ) -> NDArray[np.float32]:
     """Return features `[N, V, D]`."""
-    loader = BatchLoader(examples, CHUNK, is_training=False)
+    is_training = examples.split == "train"  # a frozen backbone evaluates in either mode
+    loader = BatchLoader(examples, CHUNK if is_training else CHUNK // NUM_VIEWS[classifier.spec.tta], is_training=False)
     features = np.empty((len(examples), len(views), classifier.num_features), dtype=np.float32)
-    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
-    classifier.eval().to(device)
+    half = precisions.half(precision)
+    classifier.train(is_training).to(device)
     with (
         torch.inference_mode(),
         torch.autocast(device.type, dtype=half, enabled=half is not None),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -20,7 +20,30 @@ class Interrupted(BaseException):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise `Interrupted` in the main thread on the first Ctrl-C or SIGTERM; a second one kills the process.
+    """Raise `Interrupted` in the main thread on the first Ctrl-C or SIGTERM; a second one kills the process."""
+
+    def raise_interrupted(reason: str) -> None:
+        raise Interrupted(reason)
+
+    with _heeding(raise_interrupted):
+        yield
+
+
+@contextmanager
+def deferring() -> Iterator[Callable[[], str | None]]:
+    """Only remember the first Ctrl-C or SIGTERM; a second one kills the process.
+
+    Yields:
+        What tells whether there was one, and which: whoever asks raises `Interrupted` when all is safe.
+    """
+    reasons: list[str] = []
+    with _heeding(reasons.append):
+        yield lambda: reasons[0] if reasons else None
+
+
+@contextmanager
+def _heeding(react: Callable[[str], None]) -> Iterator[None]:
+    """Call `react` on the first signal.
 
     A signal that the process was told to ignore stays ignored: a shell starts background jobs without Ctrl-C.
     """
@@ -28,13 +51,13 @@ def interruptible() -> Iterator[None]:
         yield
         return
 
-    def raise_interrupted(number: int, frame: FrameType | None) -> None:
+    def heed(number: int, frame: FrameType | None) -> None:
         for each in before:
             signal.signal(each, signal.SIG_DFL)
-        raise Interrupted(f"interrupted by {signal.Signals(number).name}")
+        react(f"interrupted by {signal.Signals(number).name}")
 
     heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, raise_interrupted) for number in heeded}
+    before = {number: signal.signal(number, heed) for number in heeded}
     try:
         yield
     finally:

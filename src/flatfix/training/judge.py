@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 
 from flatfix.data.cache import Examples
 from flatfix.data.datamodule import BatchLoader
@@ -34,7 +35,7 @@ def judge(
     Args:
         trainer: runs the module; no step is taken.
         module: gets the weights of the checkpoint.
-        checkpoint: the one that counts; it is replaced by one that knows its decision.
+        checkpoint: the one that counts; rank 0 replaces it by one that knows its decision.
         examples: `val` and `test`.
         classes: names in label order.
         positive: index of the positive class for two classes, else None.
@@ -53,12 +54,15 @@ def judge(
             rank=trainer.global_rank,
             num_ranks=trainer.world_size,
         )
-        trainer.test(module, dataloaders=loader, ckpt_path=checkpoint, weights_only=True, verbose=False)
+        trainer.test(module, dataloaders=loader, verbose=False)
         labels, probabilities, indices = module.test_accumulator.predictions()
         order = np.argsort(indices)
         return Predictions(examples[split].ids, labels[order], probabilities[order], classes)
 
+    # Not by `trainer.test(ckpt_path=...)`, which would give callbacks what they knew then, too.
+    module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
     validation, test = predict("val"), predict("test")
     decision = decide(validation.labels, validation.probabilities, positive, **options)
-    write_decision(checkpoint, decision)
+    if trainer.is_global_zero:
+        write_decision(checkpoint, decision)
     return decision, validation, test

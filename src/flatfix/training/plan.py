@@ -28,6 +28,7 @@ from flatfix.training import precision
 from flatfix.training.augment import Augment, Mixer
 from flatfix.training.losses import Loss
 from flatfix.training.module import parameter_groups
+from flatfix.training.speed import check_compiler, fused
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,13 @@ def make_plan(cfg: Mapping[str, Any]) -> Plan:
         fold=Fold.chosen(dataset["fold"], dataset["num_folds"]),
         augment=build(cfg["augment"], "augment"),
         loss=build(cfg["loss"], "loss"),
-        optimizer=build(cfg["optimizer"], "optimizer"),
+        optimizer=fused(build(cfg["optimizer"], "optimizer"), clips=cfg["trainer"]["gradient_clip"] is not None),
         scheduler=build(cfg["scheduler"], "scheduler"),
         bounds=parse_bounds(qualification),
         stop_when_qualified=stop_when_qualified,
     )
     directions(cfg["sweep"]["objectives"])
-    _check_model(cfg["model"], plan.augment)
+    _check_model(cfg["model"], plan.augment, starts_anew=cfg["resume"]["from"] in (None, "auto"))
     _check_recipe(cfg, plan)
     threshold.check(cfg["decision"])
     weights = Path(model["weights"]) if model["weights"] else None
@@ -75,10 +76,12 @@ def make_plan(cfg: Mapping[str, Any]) -> Plan:
         check_name(cfg["registry"]["name"])
     _try_steps(plan, cfg)
     _try_backbone(model["name"], model["options"], dataset["image_size"])
+    if cfg["trainer"]["compile"]:
+        check_compiler(cfg["trainer"]["accelerator"])
     return plan
 
 
-def _check_model(model: Mapping[str, Any], augment: Augment) -> None:
+def _check_model(model: Mapping[str, Any], augment: Augment, *, starts_anew: bool) -> None:
     """Refuse what a frozen backbone, which sees each picture once, would ignore."""
     is_frozen = model["freeze"] == "backbone"
     if is_frozen and isinstance(augment, Mixer):
@@ -100,7 +103,7 @@ def _check_model(model: Mapping[str, Any], augment: Augment) -> None:
         raise UserError(
             "model.cached_views: augment=none makes all views alike. Choose another augment, or set it to 0."
         )
-    if is_frozen and not (model["pretrained"] or model["weights"]):
+    if is_frozen and starts_anew and not (model["pretrained"] or model["weights"]):
         raise UserError(
             "model.freeze=backbone: the backbone would stay random. Give model.weights or model.pretrained=true."
         )
@@ -118,6 +121,15 @@ def _check_recipe(cfg: Mapping[str, Any], plan: Plan) -> None:
         )
     if cfg["callbacks"]["early_stopping"]["delta"] and cfg["callbacks"]["early_stopping"]["patience"] is None:
         raise UserError("callbacks.early_stopping.delta has no effect without callbacks.early_stopping.patience")
+    if cfg["model"]["freeze"] == "backbone" and cfg["dataset"]["batch_size"] == "auto":
+        raise UserError(
+            "dataset.batch_size=auto: with model.freeze=backbone a batch holds features, which take next to no memory. "
+            "Give a number."
+        )
+    if cfg["model"]["freeze"] == "backbone" and cfg["trainer"]["compile"]:
+        raise UserError(
+            "trainer.compile=true: with model.freeze=backbone only one linear layer trains. Set it to false."
+        )
     if cfg["dataset"]["sampler"] == "balanced" and cfg["loss"].get("class_weights") == "auto":
         raise UserError(
             "loss.class_weights=auto: dataset.sampler=balanced shows every class equally often already, so that rare "

@@ -28,3 +28,8 @@ def choose(precision: str, accelerator: str) -> tuple[str, str]:
     if torch.cpu._is_amx_tile_supported():
         return "bf16-mixed", "this CPU has AMX"
     return "32-true", "no hardware bf16"
+
+
+def half(precision: str) -> torch.dtype | None:
+    """Return what autocast computes in where Lightning trains in `precision`, None where there is no autocast."""
+    return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)

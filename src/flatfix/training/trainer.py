@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import Profiler
 
 from flatfix.evaluation.metrics import METRICS
+from flatfix.training.averaging import MovingAverage
 from flatfix.training.callbacks import BestEpoch, EarlyStopping, EpochProgress, OverfitBelow, Pruning
 from flatfix.training.checkpoint_io import AtomicCheckpointIO
+from flatfix.training.devices import Place
 from flatfix.training.plan import Plan
+from flatfix.training.snapshots import Snapshots
 
 Config = Mapping[str, Any]
 
@@ -26,16 +31,18 @@ class Callbacks:
 
     Attributes:
         overfit: ends the one-batch test, which has no checkpoints and no epoch that counts.
+        averaging: puts the average of the weights in their place, before they are validated and saved.
         checkpoint: writes the weights of the epoch that counts.
-        last: writes the last epoch.
+        snapshots: writes what the run can go on from.
         best: remembers the epoch that counts.
         early_stopping: ends a run without progress.
         progress: shows how far it is.
         pruning: ends a trial that leads nowhere.
     """
 
+    averaging: MovingAverage | None
     checkpoint: ModelCheckpoint
-    last: ModelCheckpoint
+    snapshots: Snapshots
     best: BestEpoch
     progress: EpochProgress
     early_stopping: EarlyStopping | None
@@ -44,8 +51,8 @@ class Callbacks:
 
     def __iter__(self) -> Iterator[Callback]:
         """Yield those that this run has."""
-        kept = [self.overfit] if self.overfit else [self.checkpoint, self.last, self.best, self.early_stopping]
-        yield from (each for each in (*kept, self.progress, self.pruning) if each)
+        kept = [self.averaging, self.checkpoint, self.snapshots, self.best, self.early_stopping]
+        yield from (each for each in (*([self.overfit] if self.overfit else kept), self.progress, self.pruning) if each)
 
     @property
     def is_pruned(self) -> bool:
@@ -66,13 +73,19 @@ def make_callbacks(cfg: Config, plan: Plan, report: Callable[[int, float], bool]
         monitor=f"val/{monitor}",
         mode=METRICS[monitor],
         save_on_train_epoch_end=False,
+        enable_version_counter=False,  # a run that goes on may write once more what a later epoch, now lost, wrote
     )
-    # Every epoch; with `save_last` Lightning would save only in epochs that also saved the best.
-    last = ModelCheckpoint(dirpath=folder, filename="last", save_on_train_epoch_end=False)
+    snapshots = Snapshots(
+        folder,
+        every_steps=cfg["trainer"]["checkpoint_every_steps"],
+        every_minutes=cfg["trainer"]["checkpoint_every_minutes"],
+    )
+    decay = cfg["trainer"]["ema_decay"]
     stopping, objective = cfg["callbacks"]["early_stopping"], cfg["sweep"]["objectives"][0]
     return Callbacks(
+        averaging=MovingAverage(decay) if decay else None,
         checkpoint=checkpoint,
-        last=last,
+        snapshots=snapshots,
         best=BestEpoch(checkpoint, plan.bounds, plan.stop_when_qualified),
         progress=EpochProgress(monitor),
         early_stopping=EarlyStopping(stopping["patience"], stopping["delta"]) if stopping["patience"] else None,
@@ -82,17 +95,26 @@ def make_callbacks(cfg: Config, plan: Plan, report: Callable[[int, float], bool]
 
 
 def make_trainer(
-    cfg: Config, precision: str, logger: Logger, callbacks: Callbacks, profiler: Profiler | None
+    cfg: Config,
+    precision: str,
+    logger: Logger | None,
+    callbacks: Callbacks,
+    profiler: Profiler | None,
+    place: Place,
 ) -> L.Trainer:
-    """Make the trainer of a run; `precision` is Lightning's name of it."""
+    """Make the trainer of a run; `precision` is Lightning's name of it, and rank 0 alone has a logger."""
     trainer = cfg["trainer"]
+    if not torch.cuda.is_available():
+        # Set by Lightning, it has torch look for NVIDIA's library in every step of an optimizer.
+        os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     return L.Trainer(
         max_epochs=trainer["max_epochs"],
         accelerator=trainer["accelerator"],
-        devices=1,
+        **place.lightning(),
         precision=precision,  # type: ignore[arg-type]
         gradient_clip_val=trainer["gradient_clip"],
-        logger=logger,
+        accumulate_grad_batches=1 if callbacks.overfit else trainer["accumulate"],  # its epochs are of one batch
+        logger=logger or False,
         callbacks=list(callbacks),
         plugins=[AtomicCheckpointIO()],
         profiler=profiler,

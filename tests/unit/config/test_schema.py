@@ -124,7 +124,3 @@ def test_a_demonstration_dataset_brings_its_bound_and_another_does_not(tmp_path:
         )
     ]
     assert bounds == [0.80, 0.90, None, 0.5]
-
-
-def test_the_experiment_of_make_train_is_the_default(tmp_path: Path) -> None:
-    assert compose_train(tmp_path, "experiment=elpv", "sweep.name=s") == compose_train(tmp_path, "sweep.name=s")

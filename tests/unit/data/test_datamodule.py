@@ -112,6 +112,34 @@ def test_changing_a_batch_in_place_does_not_change_the_examples():
     assert next(iter(loader)).labels.any()
 
 
+@pytest.mark.parametrize("is_balanced", [False, True])
+def test_examples_kept_on_a_device_come_from_there_in_the_same_order(is_balanced):
+    examples = examples_of(20, targets=np.ones((20, 3), np.float32))
+    options = {"is_training": True, "is_balanced": is_balanced, "seed": 1}
+    here = list(BatchLoader(examples, 6, **options))
+    named = list(BatchLoader(examples, 6, device=torch.device("cpu"), **options))
+    there = list(BatchLoader(examples, 6, device=torch.device("meta"), **options))
+
+    for one, other, far in zip(here, named, there, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+        assert {column.device.type for column in far} == {"meta"}
+        assert [(column.shape, column.dtype) for column in far] == [(column.shape, column.dtype) for column in one]
+
+
+@pytest.mark.gpu
+def test_a_gpu_keeps_the_training_pictures_that_it_has_room_for_and_no_others(kinds, tmp_path, monkeypatch):
+    def devices(train):
+        data = ImageDataModule(train, examples_of(13, "val"), examples_of(7, "test"), batch_size=8, seed=5)
+        data.trainer = L.Trainer(accelerator="gpu", devices=1, logger=False, enable_checkpointing=False)
+        loaders = data.train_dataloader(), data.val_dataloader()
+        return [next(iter(loader)).inputs.device.type for loader in loaders]
+
+    assert devices(examples_of(30)) == ["cuda", "cpu"]
+    assert devices(kinds["streamed"]) == ["cpu", "cpu"]
+    monkeypatch.setattr(datamodule, "PART_OF_GPU", 0)
+    assert devices(examples_of(30)) == ["cpu", "cpu"]
+
+
 def test_features_are_batched_like_pictures():
     features = np.arange(12, dtype=np.float32).reshape(6, 2)
     loader = BatchLoader(Examples(features, np.zeros(6, dtype=np.int64), list("abcdef"), "val"), 4, is_training=False)
@@ -337,20 +365,15 @@ def of_ranks(examples, batch_size, num_ranks, **options):
 @pytest.mark.parametrize(
     ("num_pictures", "batch_size", "num_ranks"), [(100, 10, 2), (103, 10, 4), (41, 7, 3), (9, 8, 4), (3, 1, 3)]
 )
-def test_ranks_train_on_parts_of_one_order_with_equally_many_batches(num_pictures, batch_size, num_ranks):
+def test_ranks_train_together_on_the_batches_of_one_whose_batches_are_larger(num_pictures, batch_size, num_ranks):
     examples = examples_of(num_pictures)
     parts = of_ranks(examples, batch_size, num_ranks, is_training=True, seed=4)
-    batches = [list(part) for part in parts]
+    together = [[batch.indices.tolist() for batch in batches] for batches in zip(*parts, strict=True)]
 
-    assert {len(each) for each in batches} == {len(parts[0])}
-    assert len({tuple(len(batch.indices) for batch in each) for each in batches}) == 1
-    seen = [row for part in parts for row in rows(part)]
-    assert len(seen) == len(set(seen)) > num_pictures - num_ranks * batch_size
-    share = num_pictures // num_ranks
-    whole = BatchLoader(examples, 1, is_training=True, seed=4)
-    for rank, part in enumerate(parts):
-        of_rank = rows(part)
-        assert of_rank == rows(whole)[rank * share :][: len(of_rank)]
+    size = min(batch_size, num_pictures // num_ranks)
+    assert {len(rows) for batches in together for rows in batches} == {size}
+    alone = BatchLoader(examples, size * num_ranks, is_training=True, seed=4)
+    assert [sum(batches, []) for batches in together] == [batch.indices.tolist() for batch in alone]
 
 
 @pytest.mark.parametrize(
@@ -366,12 +389,13 @@ def test_ranks_evaluate_every_picture_once_with_equally_many_batches(num_picture
     assert [row for each in batches for batch in each for row in batch.indices.tolist()] == list(range(num_pictures))
 
 
-def test_ranks_share_what_is_streamed_shard_by_shard(kinds):
+def test_ranks_share_what_is_streamed_window_by_window(kinds):
     parts = of_ranks(kinds["streamed"], 5, 2, is_training=True)
 
     assert sorted(row for part in parts for row in rows(part)) == list(range(NUM_STREAMED))
-    of_ranks_shards = [set(kinds["streamed"].inputs.shards[rows(part)].tolist()) for part in parts]
-    assert len(of_ranks_shards[0] & of_ranks_shards[1]) <= datamodule.WINDOW
+    for batches in zip(*parts, strict=True):
+        shards = kinds["streamed"].inputs.shards[torch.cat([batch.indices for batch in batches])]
+        assert len(set(shards.tolist())) <= 2 * datamodule.WINDOW  # those of a window, or of two where one ends
 
 
 def test_more_ranks_than_training_pictures_are_refused():

@@ -8,6 +8,7 @@ import torch
 
 from flatfix.errors import UserError
 from flatfix.models.classifier import ClassifierSpec, create_backbone
+from flatfix.models.views import views
 from tests.helpers.models import MODELS, make_classifier
 
 
@@ -53,6 +54,31 @@ def test_a_frozen_backbone_neither_learns_nor_counts_statistics(name: str) -> No
     assert all(parameter.grad is None for parameter in classifier.backbone.parameters())
     assert all(torch.equal(before[name], value) for name, value in classifier.backbone.state_dict().items())
     assert classifier.head.weight.grad is not None
+
+
+@pytest.mark.parametrize("tta", ["flip", "dihedral"])
+def test_an_answer_is_the_mean_over_the_views(tta: str) -> None:
+    torch.manual_seed(0)
+    classifier, plain = make_classifier(tta=tta).eval(), make_classifier().eval()
+    plain.load_state_dict(classifier.state_dict())
+    images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        output, seen = classifier(images), [plain(view) for view in views(images, tta)]
+    torch.testing.assert_close(output.logits, torch.stack([each.logits for each in seen]).mean(dim=0))
+    torch.testing.assert_close(output.features, torch.stack([each.features for each in seen]).mean(dim=0))
+
+
+def test_training_sees_a_picture_alone() -> None:
+    classifier, plain = make_classifier("tiny_vgg", tta="dihedral"), make_classifier("tiny_vgg")
+    plain.load_state_dict(classifier.state_dict())
+    images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    assert torch.equal(classifier.train()(images).logits, plain.train()(images).logits)
+
+
+def test_a_spec_of_before_test_time_augmentation_averages_nothing() -> None:
+    plain = make_classifier().spec.to_dict()
+    del plain["tta"]
+    assert ClassifierSpec.from_dict(plain) == make_classifier().spec
 
 
 def test_a_spec_survives_plain_values() -> None:

@@ -100,6 +100,21 @@ def test_checkpoint_and_package_of_every_model_answer_alike(name: str, tmp_path:
         np.testing.assert_allclose(found.features, expected.features.numpy(), rtol=0, atol=1e-4)
 
 
+def test_what_is_exported_averages_the_views_that_were_evaluated(tmp_path: Path) -> None:
+    classifier = lively("tiny_vgg", 32, tta="dihedral")
+    package = exported(classifier, tmp_path / "package")
+    images = pictures(12, 32, seed=4)
+    with torch.inference_mode():
+        expected = classifier(torch.from_numpy(images))
+    for permit in package.card.permits:
+        found = Predictor(package, permit.runtime, permit.precision).predict(images)
+        assert np.abs(found.logits - expected.logits.numpy()).max() <= package.card.parity.tolerance
+        np.testing.assert_allclose(found.features, expected.features.numpy(), rtol=0, atol=1e-4)
+    turned = Predictor(package, *ONNXRUNTIME).predict(np.rot90(images, axes=(1, 2)).copy())
+    np.testing.assert_allclose(turned.logits, expected.logits.numpy(), rtol=0, atol=1e-3)
+    assert load_checkpoint(package.path(WEIGHTS)).spec.tta == "dihedral"
+
+
 @pytest.fixture(scope="module")
 def cnn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Classifier, Package]:
     folder, classifier = tmp_path_factory.mktemp("cnn"), lively("cnn", 32)

@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 
 from flatfix.errors import UserError
 from flatfix.inference.package import CARD, MODEL, sha256_of
-from flatfix.registry.register import PACKAGE, register
+from flatfix.registry.register import PACKAGE, PENDING, register
 from flatfix.tracking.connection import connect
 from tests.helpers.candidates import NAME, a_run, numbers_of
 from tests.helpers.mlflow_db import fresh_database
@@ -28,6 +28,7 @@ def test_a_run_that_qualified_becomes_a_candidate_that_says_all_of_it(
     uri: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run_id = a_run(uri, tmp_path, f1=0.9)
+    connect(uri).set_tag(run_id, PENDING, "true")
     capfd.readouterr()
     made = register(uri, run_id)
     assert made.is_new and made.version
@@ -47,6 +48,7 @@ def test_a_run_that_qualified_becomes_a_candidate_that_says_all_of_it(
         "test/loss": repr(1.01 - 0.9),
     }
     assert (made.version.name, made.version.run_id) == (NAME, run_id)
+    assert PENDING not in connect(uri).get_run(run_id).data.tags
     assert made.describe() == f"registered as version {made.version.number} of {NAME}, candidate"
     assert capfd.readouterr().err == ""  # no bar of MLflow's
 

@@ -21,6 +21,7 @@ from mlflow.tracking import MlflowClient
 from flatfix.errors import UserError
 from flatfix.tracking import Run, Status, outbox, preflight
 from flatfix.tracking.connection import connect
+from flatfix.tracking.run import RESUMABLE
 from tests.helpers.mlflow_db import fresh_database
 from tests.helpers.server import wait_until
 
@@ -211,6 +212,113 @@ def test_a_run_that_is_gone_cannot_go_on(start: Callable[..., Run], uri: str, tm
     for run_id in (thrown_away.run_id, "0" * 32):
         with pytest.raises(UserError, match=f"has no run {run_id} to go on with"):
             Run.resume(uri, run_id, tmp_path / "second")
+
+
+def test_a_run_that_goes_on_logs_each_parameter_and_each_step_of_a_metric_once(
+    start: Callable[..., Run], uri: str, tmp_path: Path
+) -> None:
+    first = start()
+    first.log_params({"seed": 7, "resume.from": None})
+    for step in range(3):
+        first.log_metrics({"loss": 1 / (step + 1)}, step)
+    first.log_metrics({"accuracy": 0.5}, 2)
+    first.end("KILLED", "interrupted by SIGTERM")
+    second = Run.resume(uri, first.run_id, tmp_path / "run")
+    second.log_params({"seed": 7, "resume.from": "auto", "late": 1})
+    for step in (1, 2, 3):
+        second.log_metrics({"loss": 10.0 + step, "accuracy": step}, step)
+    assert second.end("FINISHED") is None
+    client = MlflowClient(uri)
+    losses = [(point.step, point.value) for point in client.get_metric_history(first.run_id, "loss")]
+    assert losses == [(0, 1.0), (1, 1 / 2), (2, 1 / 3), (3, 13.0)]
+    accuracies = [(point.step, point.value) for point in client.get_metric_history(first.run_id, "accuracy")]
+    assert sorted(accuracies) == [(1, 1.0), (2, 0.5), (3, 3.0)]
+    assert client.get_run(first.run_id).data.params == {"seed": "7", "resume.from": "None", "late": "1"}
+    logged = [(row["key"], row["step"]) for row in rows(tmp_path / "run" / "metrics.jsonl")]
+    assert len(logged) == len(set(logged)) == 7
+
+
+def test_a_run_that_goes_on_sends_what_its_folder_has_and_the_server_lacks(
+    start: Callable[..., Run], uri: str, tmp_path: Path
+) -> None:
+    first = start()
+    first.log_metrics({"loss": 2.0}, 0)
+    first.end("KILLED", "interrupted by SIGTERM")
+    file = tmp_path / "run" / "metrics.jsonl"
+    fact = rows(file)[0]
+    with file.open("a") as kept:  # as a process leaves them whose machine dies during an outage
+        kept.write(json.dumps(fact | {"step": 1}) + "\n" + json.dumps(fact | {"step": 2})[:-9])
+    waiting = [("param", "seed", "7"), ("tag", "qualified", "true"), ("text", "note.txt", "kept\n")]
+    waiting += [("tag", "resumable", "true"), ("tag", "status_reason", "SIGTERM"), ("status", "status", "KILLED")]
+    unsent = tmp_path / "run" / "unsent.jsonl"
+    unsent.write_text(
+        "".join(
+            json.dumps({**fact, "kind": kind, "key": key, "value": value, "step": 0}) + "\n"
+            for kind, key, value in waiting
+        )
+    )
+    second = Run.resume(uri, first.run_id, tmp_path / "run")
+    second.log_params({"seed": 8})
+    for step in (1, 2):
+        second.log_metrics({"loss": float(step)}, step)
+    assert unsent.exists()  # until all of it has arrived
+    assert second.end("FINISHED") is None
+    assert not unsent.exists()
+    client = MlflowClient(uri)
+    found = client.get_run(first.run_id)
+    assert (found.info.status, found.data.params) == ("FINISHED", {"seed": "7"})
+    assert found.data.tags["qualified"] == "true"
+    assert not {"resumable", "status_reason"} & set(found.data.tags)
+    assert Path(client.download_artifacts(first.run_id, "note.txt", str(tmp_path))).read_text() == "kept\n"
+    losses = [(point.step, point.value) for point in client.get_metric_history(first.run_id, "loss")]
+    assert losses == [(0, 2.0), (1, 2.0), (2, 2.0)]
+    assert [row["step"] for row in rows(file)] == [0, 1, 2]
+
+
+def test_what_a_run_that_goes_on_cannot_send_either_is_kept_once(
+    start: Callable[..., Run], uri: str, tmp_path: Path
+) -> None:
+    first = start()
+    first.log_params({"betas[0]": 0.9})
+    assert first.end("KILLED")
+    second = Run.resume(uri, first.run_id, tmp_path / "run")
+    assert "1 param of run" in str(second.end("FINISHED"))
+    assert [row["key"] for row in rows(tmp_path / "run" / "unsent.jsonl")] == ["betas[0]"]
+
+
+def test_a_run_that_goes_on_is_not_resumable_while_it_runs(start: Callable[..., Run], uri: str, tmp_path: Path) -> None:
+    first = start()
+    first.set_tags({RESUMABLE: "true"})
+    first.end("KILLED", "interrupted by SIGTERM")
+    second = Run.resume(uri, first.run_id, tmp_path / "run")
+    assert RESUMABLE not in MlflowClient(uri).get_run(first.run_id).data.tags
+    second.end("FINISHED")
+
+
+def test_a_run_stays_as_it_ended_until_all_that_it_logged_is_read(
+    start: Callable[..., Run], uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = start()
+    first.set_tags({RESUMABLE: "true"})
+    first.log_metrics({"loss": 1.0}, 0)
+    first.end("KILLED", "interrupted by SIGTERM")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MlflowClient, "get_metric_history", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Run.resume(uri, first.run_id, tmp_path / "run")
+    found = MlflowClient(uri).get_run(first.run_id)
+    assert (found.info.status, found.data.tags[RESUMABLE]) == ("KILLED", "true")
+
+
+def test_system_metrics_go_on_with_the_step_after_the_last(start: Callable[..., Run], uri: str, tmp_path: Path) -> None:
+    first = start(system_metrics=True)
+    first.end("KILLED")
+    Run.resume(uri, first.run_id, tmp_path / "run", system_metrics=True).end("FINISHED")
+    history = MlflowClient(uri).get_metric_history(first.run_id, "system/cpu_utilization_percentage")
+    assert [point.step for point in history] == [0, 1]
 
 
 def test_two_runs_in_one_process_share_nothing(tmp_path: Path) -> None:

@@ -79,6 +79,28 @@ def test_features_are_computed_once_and_again_for_whatever_they_depend_on(tmp_pa
     assert num_files(frozen(), **{**views, "recipe": {"rotation": 10}}) == 8
 
 
+def test_only_answers_average_views(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    classifier = make_classifier(tta="dihedral")
+    classifier.freeze_backbone()
+    seen, answered = (
+        features(classifier, tmp_path, examples=replace(pictures(), split=split)).inputs for split in ("train", "val")
+    )
+    images = torch.from_numpy(pictures().inputs)
+    with torch.inference_mode():
+        np.testing.assert_allclose(seen, classifier.train().features(images), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(answered, classifier.eval().features(images), rtol=1e-4, atol=1e-5)
+    assert np.abs(seen - answered).max() > 1e-3
+
+    plain = make_classifier(tta="none")
+    plain.load_state_dict(classifier.state_dict())
+    plain.freeze_backbone()
+    for split in ("train", "val"):
+        features(plain, tmp_path, examples=replace(pictures(), split=split))
+    assert len(list((tmp_path / "features").glob("train-*"))) == 1  # the same for both
+    assert len(list((tmp_path / "features").glob("val-*"))) == 2
+
+
 def test_views_differ_and_keep_the_order_of_the_pictures(tmp_path: Path) -> None:
     classifier = frozen()
     plain = features(classifier, tmp_path).inputs

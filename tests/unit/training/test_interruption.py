@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from flatfix.training.interruption import SIGNALS, Interrupted, interruptible
+from flatfix.training.interruption import SIGNALS, Interrupted, deferring, interruptible
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -25,3 +25,14 @@ def test_an_ignored_signal_stays_ignored() -> None:
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_deferred_signal_is_only_remembered_and_then_the_handlers_come_back() -> None:
+    with interruptible():
+        before = [signal.getsignal(each) for each in SIGNALS]
+        with deferring() as was_asked_to_stop:
+            assert was_asked_to_stop() is None
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert was_asked_to_stop() == "interrupted by SIGTERM"
+            assert {signal.getsignal(each) for each in SIGNALS} == {signal.SIG_DFL}  # a second one kills
+        assert [signal.getsignal(each) for each in SIGNALS] == before

@@ -15,10 +15,10 @@ from flatfix.data.datamodule import Batch, ImageDataModule, generator
 from flatfix.errors import UserError
 from flatfix.models.classifier import load_checkpoint
 from flatfix.training import schedulers
-from flatfix.training.augment import Cutmix, Dihedral, Inspection, Mixup
+from flatfix.training.augment import Cutmix, Dihedral, Identity, Inspection, Mixup
 from flatfix.training.losses import CrossEntropy, Focal, Loss, SoftTargets
 from flatfix.training.module import TrainingModule
-from tests.helpers.fit import Losses, Rates, fit
+from tests.helpers.fit import Losses, Rates, examples, fit
 from tests.helpers.models import MODELS, make_classifier, make_module
 
 GOLDEN_LOSSES = [1.1422, 1.0489, 1.0391, 0.8401, 1.0107]
@@ -166,3 +166,69 @@ def test_a_file_that_is_no_checkpoint_of_ours_is_refused(tmp_path: Path) -> None
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(UserError, match="not a checkpoint of Flatfix"):
         load_checkpoint(tmp_path / "other.ckpt")
+
+
+class Diary:
+    changes_pictures = True
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int]] = []
+
+    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        raise AssertionError("a picture is varied without its row and epoch")
+
+    def vary(self, images: torch.Tensor, generator: torch.Generator, rows: torch.Tensor, epoch: int) -> torch.Tensor:
+        self.seen += [(epoch, row) for row in rows.tolist()]
+        return images
+
+
+def test_an_augmentation_that_goes_by_the_epoch_is_told_each_row_of_it_once() -> None:
+    diary = Diary()
+    fit(make_module(augment=diary), max_epochs=2)
+    assert sorted(diary.seen) == [(epoch, row) for epoch in (0, 1) for row in range(40)]
+
+
+class Draws(Identity):
+    """Keep the first number that each batch would draw."""
+
+    changes_pictures = True
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        self.seen.append(torch.rand(1, generator=generator).item())
+        return images
+
+
+def test_every_batch_of_an_accumulated_step_draws_anew() -> None:
+    one, two = Draws(), Draws()
+    fit(make_module(augment=one))
+    trainer = fit(make_module(augment=two), max_epochs=2, accumulate_grad_batches=2)
+    assert trainer.global_step == 6  # of 5 batches in an epoch the last is alone
+    assert len(set(two.seen)) == len(two.seen) == 10
+    assert two.seen[0] == one.seen[0]
+
+
+def test_accumulated_batches_make_the_step_of_one_large_batch_clipped_as_one() -> None:
+    def weights(batch_size: int, accumulate: int) -> torch.Tensor:
+        L.seed_everything(0, verbose=False)
+        splits = [examples(count, name) for name, count in (("train", 32), ("val", 8), ("test", 8))]
+        data = ImageDataModule(*splits, batch_size=batch_size, seed=0)
+        module = make_module(make_classifier("tiny_vgg"))  # without batch normalisation
+        fit(module, data=data, accumulate_grad_batches=accumulate, gradient_clip_val=0.05)
+        return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+    torch.testing.assert_close(weights(8, 2), weights(16, 1), rtol=0, atol=1e-6)
+    assert not torch.equal(weights(8, 1), weights(16, 1))
+
+
+def test_a_schedule_of_accumulated_steps_ends_with_the_run() -> None:
+    scheduler = partial(schedulers.cosine, warmup_epochs=0, final_ratio=0.0)
+    trainer = fit(make_module(scheduler=scheduler), max_epochs=2, accumulate_grad_batches=2)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_window_longer_than_an_epoch_is_refused() -> None:
+    with pytest.raises(UserError, match=r"trainer\.accumulate=6: an epoch has only 5 batches"):
+        fit(make_module(), accumulate_grad_batches=6)

@@ -70,6 +70,8 @@ def test_the_fold_and_the_names_of_a_recipe_are_those_of_the_config(tmp_path: Pa
         ("dataset.sampler=balanced loss.class_weights=auto", r"loss\.class_weights=auto: dataset\.sampler=balanced"),
         ("model=efficientnet_lite0 augment=mixup", r"model\.freeze=backbone: .*mixed"),
         ("model=efficientnet_lite0 augment=cutmix model.cached_views=4", r"model\.freeze=backbone: .*mixed"),
+        ("model=efficientnet_lite0 dataset.batch_size=auto", r"dataset\.batch_size=auto: .*Give a number"),
+        ("model=efficientnet_lite0 trainer.compile=true", r"trainer\.compile=true: .*one linear layer"),
         ("dataset.fold=1", r"dataset\.num_folds"),
         ("registry.name=a/b", r"registry\.name=a/b: not a name for a registered model"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
@@ -16,6 +16,14 @@ class Augment(Protocol):
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
         """Return varied copies of `[N, H, W, 3] uint8` pictures."""
+
+
+@runtime_checkable
+class Recurring(Protocol):
+    """Vary a picture by what was done to it in the epochs before."""
+
+    def vary(self, images: Tensor, generator: Generator, rows: Tensor, epoch: int) -> Tensor:
+        """Return varied copies of `[N, H, W, 3] uint8` pictures, which are the rows `[N]` of the split."""
 
 
 class Identity:
@@ -33,9 +41,16 @@ def toss(count: int, generator: Generator) -> Tensor:
     return torch.rand(count, generator=generator) < 0.5
 
 
+def to_device(numbers: Tensor, images: Tensor) -> Tensor:
+    """Return numbers that were drawn on the CPU on the device of `images`, without waiting for what that works on."""
+    # CUDA has copied the numbers to a buffer of its own when the call returns, so they may be freed or changed then.
+    # Apple's GPUs read them later (https://github.com/pytorch/pytorch/issues/83015).
+    return numbers.to(images.device, non_blocking=images.is_cuda)
+
+
 def per_picture(values: Tensor, images: Tensor) -> Tensor:
     """Shape `[N]` numbers as `[N, 1, 1, 1]`, on the device of `images`."""
-    return values.view(-1, 1, 1, 1).to(images.device)
+    return to_device(values.view(-1, 1, 1, 1), images)
 
 
 def change_by_group(
@@ -53,11 +68,11 @@ def change_by_group(
     counts = groups.bincount(minlength=len(changes)).tolist()
     # Whole pictures move by index_select alone: on the CPU it is twenty times as fast as index_copy.
     changed = [
-        change(images.index_select(0, rows.to(images.device)), *(number[rows] for number in numbers))
+        change(images.index_select(0, to_device(rows, images)), *(number[rows] for number in numbers))
         for change, rows in zip(changes, order.split(counts), strict=True)
         if len(rows)
     ]
-    return torch.cat(changed).index_select(0, order.argsort().to(images.device))
+    return torch.cat(changed).index_select(0, to_device(order.argsort(), images))
 
 
 def flip(images: Tensor, axis: int, coins: Tensor) -> Tensor:
@@ -79,7 +94,7 @@ def rectangles(images: Tensor, heights: Tensor, widths: Tensor, generator: Gener
     sides = []
     for size, lengths in zip(images.shape[1:3], (heights, widths), strict=True):
         starts = torch.randint(size, lengths.shape, generator=generator) - lengths // 2
-        starts, ends = starts.to(images.device)[:, None], (starts + lengths).to(images.device)[:, None]
+        starts, ends = to_device(starts[:, None], images), to_device((starts + lengths)[:, None], images)
         places = torch.arange(size, device=images.device)
         sides.append(((places >= starts) & (places < ends)).to(torch.uint8))
     rows, columns = sides

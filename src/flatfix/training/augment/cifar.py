@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from flatfix.errors import UserError
-from flatfix.training.augment.base import flip, overlay, rectangles, toss
+from flatfix.training.augment.base import flip, overlay, per_picture, rectangles, to_device, toss
 
 
 class Cifar:
@@ -43,6 +43,36 @@ class Cifar:
         return images
 
 
+class Alternating:
+    """Mirror each picture in every other epoch, then shift it and blank a square of it as `Cifar` does.
+
+    Half of the pictures are mirrored in any epoch, as by `Cifar`, but two epochs in a row show both sides of each
+    picture, where chance would show every other picture the same way twice (arXiv 2404.00498, section 3.6).
+
+    Args:
+        padding: see `Cifar`.
+        cutout: see `Cifar`.
+    """
+
+    changes_pictures = True
+
+    def __init__(self, *, padding: int = 2, cutout: int = 0) -> None:
+        self.then = Cifar(padding=padding, horizontal_flip=False, cutout=cutout)
+
+    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+        """Return varied copies of `[N, H, W, 3] uint8` pictures whose rows and epoch nobody knows."""
+        return self._vary(images, generator, toss(len(images), generator))
+
+    def vary(self, images: Tensor, generator: Generator, rows: Tensor, epoch: int) -> Tensor:
+        """Return varied copies of `[N, H, W, 3] uint8` pictures, which are the rows `[N]` of the split."""
+        return self._vary(images, generator, (rows + epoch) % 2 == 1)
+
+    def _vary(self, images: Tensor, generator: Generator, is_mirrored: Tensor) -> Tensor:
+        # Rows lie on the device of the pictures: the mask stays there, where to group by it would have to wait.
+        mask = per_picture(is_mirrored.to(torch.uint8), images)
+        return self.then(overlay(images, images.flip(2), mask), generator)
+
+
 def crop(images: Tensor, margins: tuple[int, int], tops: Tensor, lefts: Tensor) -> Tensor:
     """Cut a window of the picture's own size out of each picture; what it has outside of the picture is black.
 
@@ -57,9 +87,9 @@ def crop(images: Tensor, margins: tuple[int, int], tops: Tensor, lefts: Tensor) 
     padded = F.pad(images, (0, 0, horizontal, horizontal, vertical, vertical))
     # A row of a window lies in one piece: copied by rows, a batch takes a tenth of the time that it takes by pixels.
     pieces = padded.flatten().unfold(0, width * channels, channels)
-    rows = torch.arange(height, device=images.device) + vertical + tops.to(images.device)
+    rows = torch.arange(height, device=images.device) + vertical + to_device(tops, images)
     rows += torch.arange(count, device=images.device)[:, None] * padded.shape[1]
-    starts = rows * padded.shape[2] + horizontal + lefts.to(images.device)
+    starts = rows * padded.shape[2] + horizontal + to_device(lefts, images)
     return pieces.index_select(0, starts.flatten()).view(images.shape)
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from flatfix.errors import UserError
-from flatfix.training.augment.base import flip, per_picture, toss
+from flatfix.training.augment.base import flip, per_picture, to_device, toss
 
 PIECE = 2**20  # values
 
@@ -67,7 +67,7 @@ class Inspection:
         """Return `[N, 3, H, W] uint8`."""
         pixels = images.permute(0, 3, 1, 2).float()
         if self.radians:
-            pixels = rotate(pixels, angles.to(images.device))
+            pixels = rotate(pixels, to_device(angles, images))
         pixels = vary_light(pixels, *(per_picture(factor, images) for factor in factors))
         return pixels.round_().to(torch.uint8)
 

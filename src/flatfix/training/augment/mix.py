@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from flatfix.errors import UserError
-from flatfix.training.augment.base import Augment, overlay, per_picture, rectangles
+from flatfix.training.augment.base import Augment, Recurring, overlay, per_picture, rectangles, to_device
 
 
 class Mixing(NamedTuple):
@@ -51,6 +51,8 @@ class _Mix(ABC):
             raise UserError(f"augment.alpha={alpha}: out of range, expected more than 0")
         if isinstance(first, Mixer):
             raise UserError(f"augment.first={type(first).__name__}: mixes pictures itself. Choose one that does not.")
+        if isinstance(first, Recurring):
+            raise UserError(f"augment.first={type(first).__name__}: goes by the epoch. Choose one that does not.")
         self.alpha = alpha
         self.first = first
 
@@ -65,7 +67,7 @@ class _Mix(ABC):
         # torch.distributions draws from the global generator only.
         seed = int(torch.randint(2**63 - 1, (), generator=generator))
         shares = np.random.default_rng(seed).beta(self.alpha, self.alpha, len(images)).astype(np.float32)
-        return self._join(images, partners.to(images.device), torch.from_numpy(shares), generator)
+        return self._join(images, to_device(partners, images), torch.from_numpy(shares), generator)
 
     @abstractmethod
     def _join(self, images: Tensor, partners: Tensor, shares: Tensor, generator: Generator) -> Mixing:
@@ -78,7 +80,7 @@ class Mixup(_Mix):
     def _join(self, images: Tensor, partners: Tensor, shares: Tensor, generator: Generator) -> Mixing:
         own, other = images.float(), images.index_select(0, partners).float()
         mixed = torch.lerp(other, own, per_picture(shares, images)).round_().to(torch.uint8)
-        return Mixing(mixed, partners, shares.to(images.device))
+        return Mixing(mixed, partners, to_device(shares, images))
 
 
 class Cutmix(_Mix):

@@ -142,7 +142,9 @@ def equalize(images: Tensor, strengths: Tensor) -> Tensor:
     count, _, _, channels = images.shape
     tables = torch.arange(count * channels, dtype=torch.int32, device=images.device).view(count, channels)
     places = images.int().add_(_in_rows(256 * tables, images)).flatten()
-    histograms = places.bincount(minlength=count * channels * 256).view(-1, 256)
+    # On a GPU bincount would wait for the largest of them.
+    zeros = torch.zeros(count * channels * 256, dtype=torch.int32, device=images.device)
+    histograms = zeros.index_add_(0, places, torch.ones_like(places)).view(-1, 256)
     below = histograms.cumsum(1) - histograms
     # At the brightest value that occurs, all pixels but those of that value are below.
     step = (below * (histograms > 0)).amax(1, keepdim=True) // 255

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
 from flatfix.errors import UserError
-from flatfix.training.augment import Cifar
+from flatfix.training.augment import Alternating, Cifar
 from tests.helpers.draws import chance, copies, counted, drawn, key, pictures
 
 OBLONG = pictures(1, 7, 10)
@@ -78,3 +78,35 @@ def test_with_everything_off_pictures_stay_and_that_is_said() -> None:
 def test_a_value_out_of_range_names_its_option(name: str) -> None:
     with pytest.raises(UserError, match=rf"augment\.{name}=-1: out of range"):
         Cifar(**{name: -1})
+
+
+def sides(epoch: int, count: int = 40) -> list[bytes]:
+    """Return which side each picture of a split shows, whatever else is drawn."""
+    augment, images, rows = Alternating(padding=0), copies(OBLONG, count), torch.arange(count)
+    return [key(picture) for picture in augment.vary(images, torch.Generator().manual_seed(epoch), rows, epoch)]
+
+
+def test_two_epochs_in_a_row_show_both_sides_of_every_picture_and_the_next_two_the_same_again() -> None:
+    both = {key(OBLONG), key(OBLONG.flip(2))}
+    assert all({one, other} == both for one, other in zip(sides(0), sides(1), strict=True))
+    assert sides(0) == sides(2)
+    assert Counter(sides(0)) == dict.fromkeys(both, 20)
+
+
+def test_the_side_of_a_picture_goes_by_its_row_and_not_by_its_place_in_the_batch() -> None:
+    augment, images = Alternating(padding=0), pictures(8)
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
+    in_order = augment.vary(images, torch.Generator(), torch.arange(8), 3)
+    assert torch.equal(augment.vary(images[order], torch.Generator(), order, 3), in_order[order])
+
+
+def test_pictures_that_alternate_are_shifted_as_ever() -> None:
+    images, rows = pictures(), torch.arange(8)
+    varied = Alternating(padding=2).vary(images, torch.Generator().manual_seed(3), rows, 0)
+    turned = torch.where((rows % 2 == 1).view(-1, 1, 1, 1), images.flip(2), images)
+    assert torch.equal(varied, drawn(Cifar(padding=2, horizontal_flip=False), turned, 3))
+
+
+def test_where_no_epoch_is_known_half_of_the_pictures_are_mirrored() -> None:
+    seen = counted(drawn(Alternating(padding=0), copies(OBLONG, 4000), 0))
+    assert chance(seen, {key(OBLONG): 1, key(OBLONG.flip(2)): 1}) > 0.01

@@ -7,7 +7,7 @@ from scipy import stats
 from torch import Generator, Tensor
 
 from flatfix.errors import UserError
-from flatfix.training.augment import Augment, Cutmix, Identity, Mixing, Mixup
+from flatfix.training.augment import Alternating, Augment, Cutmix, Identity, Mixing, Mixup
 from tests.helpers.draws import drawn, pictures
 
 MIXERS = [Mixup, Cutmix]
@@ -105,3 +105,5 @@ def test_what_cannot_be_mixed_names_its_option(mixer: type[Mixup | Cutmix]) -> N
     first: Augment = Mixup(alpha=1.0, first=Identity())
     with pytest.raises(UserError, match=r"augment\.first=Mixup: mixes pictures itself"):
         mixer(alpha=1.0, first=first)
+    with pytest.raises(UserError, match=r"augment\.first=Alternating: goes by the epoch"):
+        mixer(alpha=1.0, first=Alternating())

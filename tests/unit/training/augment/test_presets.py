@@ -65,6 +65,23 @@ def test_mixed_precision_changes_no_pixel(name: str) -> None:
         assert torch.equal(drawn(preset(name), images, 1), expected)
 
 
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "inspection"])  # it needs autocast
+def test_no_preset_reads_anything_back_from_the_device(name: str) -> None:
+    images = pictures(64, 33, 33).to("meta")  # where no pixel has a value that could be read
+    assert drawn(preset(name), images, 1).shape == images.shape
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", PRESETS)
+def test_no_preset_waits_for_a_gpu(name: str) -> None:
+    images = pictures(64, 33, 33).cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        drawn(preset(name), images, 1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_gives_the_same_pictures_on_a_gpu(name: str) -> None:
