@@ -1,0 +1,88 @@
+"""airbench94, network and recipe as in its checkout, on these pictures and on a CPU. Knows nothing of Flatfix.
+
+    python -m benchmarks.peers.accuracy_airbench <checkout of cifar10-airbench> <folder> <epochs>
+
+The folder has `train/` and `val/` with class folders. The script asks for a GPU and for float16, in which few CPUs
+multiply matrices: here the network stays in float32 and computes under autocast to bfloat16, as ours does.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+SCRIPT = Path("legacy") / "airbench94.py"
+
+
+class Event:
+    """Tell the time as an event of CUDA does."""
+
+    def __init__(self, **_: Any) -> None:
+        self.moment = 0.0
+
+    def record(self) -> None:
+        """Note the time."""
+        self.moment = time.perf_counter()
+
+    def elapsed_time(self, later: Event) -> float:
+        """Return the milliseconds until `later`."""
+        return 1000 * (later.moment - self.moment)
+
+
+def store(root: Path, path: Path) -> None:
+    """Write a split in the form in which the script keeps it."""
+    classes = sorted(folder.name for folder in root.iterdir())
+    files = [(file, label) for label, name in enumerate(classes) for file in sorted((root / name).iterdir())]
+    order = np.random.default_rng(0).permutation(len(files))  # its first 5,000 pictures make its first layer
+    pixels = np.stack([np.array(Image.open(files[number][0]).convert("RGB")) for number in order])
+    labels = torch.tensor([files[number][1] for number in order])
+    torch.save({"images": torch.from_numpy(pixels), "labels": labels, "classes": classes}, path)
+
+
+def run_on_cpu() -> None:
+    """Let what asks for a GPU and for float16 stay on the CPU in float32."""
+    torch.cuda.Event = Event  # type: ignore[assignment,misc]
+    torch.cuda.synchronize = lambda *_: None
+    nn.Module.cuda = nn.Module.half = lambda self, *_: self  # type: ignore[method-assign]
+    Tensor.half = Tensor.float  # type: ignore[method-assign]
+    load = torch.load
+    torch.load = lambda path, map_location: load(path, map_location="cpu")
+
+
+def imported(path: Path) -> Any:
+    """Import a script by its path."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def main() -> None:
+    """Train once."""
+    checkout, root, num_epochs = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve(), float(sys.argv[3])
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        Path("cifar10").mkdir()
+        store(root / "train", Path("cifar10/train.pt"))
+        store(root / "val", Path("cifar10/test.pt"))
+        print("prepared", flush=True)
+        script = imported(checkout / SCRIPT)
+        script.hyp["opt"]["train_epochs"] = num_epochs
+        run_on_cpu()
+        with torch.autocast("cpu", torch.bfloat16):
+            script.main(0)
+
+
+if __name__ == "__main__":
+    main()
