@@ -92,7 +92,7 @@ def test_a_run_leaves_its_checkpoint_its_predictions_and_every_fact_in_mlflow(
     ):
         assert part in said
     kept = sorted(path.name.rsplit("-", 1)[0] for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert kept == ["best.ckpt", "state-00000006", "state-00000012"]
+    assert kept == ["best-00000006", "best-00000012", "best.ckpt", "state-00000006", "state-00000012"]
 
 
 def test_the_test_metrics_are_those_of_the_best_checkpoint_on_the_test_pictures(run_tiny: Train, output: Path) -> None:

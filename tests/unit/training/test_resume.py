@@ -399,6 +399,7 @@ def test_another_dataset_or_other_classes_are_refused() -> None:
 def test_the_command_that_goes_on_is_the_one_that_began_without_its_password(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: False)
     assert resume.command(RUN_ID) == f"resume.from={RUN_ID}"
     monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
     words = ["train.py", "model=cnn", "tracking.uri=http://bob:s3cret@host:5000", "resume.from=auto", "a.b='c d'"]
