@@ -354,7 +354,7 @@ def test_memory_does_not_grow_with_what_is_refused(server: FlatfixServer, tmp_pa
         everything()
         first = everything()
         assert everything() <= first * 1.05
-    # It grows by 21 MB; without `keep_little_memory` by 200, for what a large picture takes stays with its thread.
+    # It grows by 21 MB; without `memory.keep_little` by 200, for what a large picture takes stays with its thread.
     assert first < at_rest + 100e6
 
 

@@ -107,9 +107,10 @@ GROUND = {
     "errors": names(""),
     "files": names("flatfix.errors"),
     "machine": names(""),
+    "memory": names(""),
     "console": names("rich"),
 }
-ANY_ROOM_MAY = names("numpy flatfix.errors flatfix.files flatfix.machine flatfix.console flatfix.config")
+ANY_ROOM_MAY = names("numpy flatfix.errors flatfix.files flatfix.machine flatfix.memory flatfix.console flatfix.config")
 # These serve and watch where torch is not installed: nothing that their import runs may lead to it.
 WITHOUT_TORCH = names("config inference evaluation notify tracking registry serving monitoring")
 TORCH = names("torch torchvision lightning timm torchmetrics")

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Self
 
+from flatfix import memory
 from flatfix.errors import UserError
 from flatfix.inference.package import Package
 from flatfix.inference.predictor import Predictor
@@ -300,7 +301,7 @@ class Follower:
         self._keep(current)
         is_swapped = outcome.word == SWAPPED
         if is_swapped or self._was_swapped:  # requests in flight may have held the old model until now
-            preparation.give_back_memory()
+            memory.give_back()
         self._was_swapped = is_swapped
         if is_swapped:
             with suppress(OSError):

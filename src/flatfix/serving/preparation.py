@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import sys
 from collections.abc import Callable
-from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +11,6 @@ import numpy as np
 from flatfix.errors import UserError
 from flatfix.inference.package import Package
 from flatfix.inference.predictor import Predictor
-
-LARGE_BYTES = 4 * 1024**2  # of what is asked of the allocator at once
-_MMAP_THRESHOLD = -3  # of mallopt(3)
 
 
 def load(
@@ -81,28 +74,7 @@ def put_back() -> None:
     gc.unfreeze()
 
 
-def keep_little_memory() -> None:
-    """Let memory go back to the system as soon as it is free, where the allocator is that of GNU.
-
-    Pillow holds pixels in blocks of 16 MB. GNU's allocator learns from the first that such blocks are usual, and keeps
-    them from then on, for each thread: a few large pictures, and a server of 0.3 GB has 0.75 GB for ever.
-    """
-    with suppress(AttributeError, OSError):
-        _libc().mallopt(_MMAP_THRESHOLD, LARGE_BYTES)
-
-
-def give_back_memory() -> None:
-    """Give the system back what a model that is gone has freed, where the allocator is that of GNU."""
-    with suppress(AttributeError, OSError):
-        _libc().malloc_trim(0)
-
-
 def _is_one_of_its_kind(package: Package, like: Predictor) -> bool:
     card, other = package.card, like.package.card
     is_permitted = (like.runtime, like.precision) in {(permit.runtime, permit.precision) for permit in card.permits}
     return is_permitted and (card.model_name, card.image_size) == (other.model_name, other.image_size)
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL("libc.so.6" if sys.platform == "linux" else None)

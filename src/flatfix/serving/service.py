@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flatfix import memory
 from flatfix.inference.card import Card
 from flatfix.inference.predictor import Predictions
 from flatfix.machine import num_cores
@@ -27,7 +28,6 @@ from flatfix.serving.last_good import LastGood
 from flatfix.serving.live import Live, Served
 from flatfix.serving.metrics import Metrics
 from flatfix.serving.outcome import UNDER_WAY, Outcome
-from flatfix.serving.preparation import keep_little_memory
 from flatfix.serving.problems import Problem, overloaded
 from flatfix.serving.settings import Settings
 from flatfix.serving.source import Source
@@ -76,7 +76,7 @@ class Service:
 
         One worker of several takes no connection before it has looked for one: others answer meanwhile.
         """
-        keep_little_memory()
+        memory.keep_little()
         self.engine.start(asyncio.get_running_loop())
         self.follower.start()
         if multiprocessing.parent_process() is not None:
