@@ -19,6 +19,7 @@ from flatfix.training.result import RunResult
 from tests.helpers.compose import ROOT, TINY
 from tests.helpers.mlflow_db import fresh_database
 from tests.helpers.mlflow_server import MlflowServer
+from tests.helpers.reading import read_until
 
 pytestmark = pytest.mark.slow
 
@@ -204,16 +205,6 @@ class Command:
     @property
     def runs(self) -> list[Path]:
         return sorted((self.folder / "runs").iterdir())
-
-
-def read_until(process: subprocess.Popen[str], beginning: str) -> None:
-    assert process.stdout
-    said = ""
-    for line in process.stdout:
-        said += line
-        if line.startswith(beginning):
-            return
-    raise AssertionError(said)
 
 
 @pytest.fixture

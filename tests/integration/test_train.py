@@ -174,7 +174,7 @@ def test_a_run_without_bounds_does_not_qualify(run_tiny: Train, client: MlflowCl
 
 
 def test_a_run_stops_when_qualified(run_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flatfix.training.run._package", lambda *_: None)  # it takes longer than the runs
+    monkeypatch.setattr("flatfix.training.outcome._package", lambda *_: None)  # it takes longer than the runs
     words = ["trainer.max_epochs=5", "callbacks.qualify.min_accuracy=0.0"]
     assert run_tiny(*words, "callbacks.qualify.stop_when_qualified=true", name="a").num_epochs == 1
     assert run_tiny(*words, name="b").num_epochs == 5

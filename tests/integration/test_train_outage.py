@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 
 from tests.helpers.compose import ROOT
 from tests.helpers.mlflow_server import MlflowServer
+from tests.helpers.reading import read_until
 
 pytestmark = pytest.mark.service
 
@@ -25,16 +26,6 @@ def start_training(folder: Path, uri: str, *words: str) -> subprocess.Popen[str]
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
-
-
-def read_until(process: subprocess.Popen[str], beginning: str) -> str:
-    assert process.stdout
-    said = ""
-    for line in process.stdout:
-        said += line
-        if line.startswith(beginning):
-            break
-    return said
 
 
 def test_a_server_killed_mid_run_gets_everything_when_it_returns(tmp_path: Path) -> None:

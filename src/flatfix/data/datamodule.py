@@ -229,6 +229,14 @@ class ImageDataModule(L.LightningDataModule):
         self.train, self.val, self.test = train, val, test
         self.batch_size, self.seed, self.is_balanced = batch_size, seed, is_balanced
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move a batch to the device, where it is not made there; Lightning would look through it for tensors."""
+        if batch.inputs.device == device:
+            return batch
+        inputs, labels, indices = (each.to(device, non_blocking=True) for each in batch[:3])
+        targets = batch.targets if batch.targets is None else batch.targets.to(device, non_blocking=True)
+        return Batch(inputs, labels, indices, targets)
+
     def train_dataloader(self) -> BatchLoader:
         """Return shuffled batches of the train split, balanced if that was asked for."""
         return self._loader(self.train, is_training=True)

@@ -46,8 +46,8 @@ def settle(cfg: Config, plan: Plan, version: DatasetVersion, place: Place) -> Co
         return cfg
     num_train = int(dataset["sample_fraction"] * sum(counts(version, plan.fold)["train"].values()))
     most = num_train // (MIN_STEPS * place.num_ranks)
-    half = precisions.half(precisions.choose(trainer["precision"], trainer["accelerator"])[0])
     classifier = _classifier(cfg, version)
+    half = precisions.half(precisions.choose(trainer["precision"], trainer["accelerator"], classifier)[0])
     if trainer["accelerator"] != "cpu" and torch.cuda.is_available():
         device = torch.device("cuda", place.local_rank)
         classifier.to(device)

@@ -49,6 +49,8 @@ def save_with_digest(checkpoint: dict[str, Any], folder: Path, stem: str) -> Pat
     try:
         with _Hashing(partial) as file:
             _write(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
             if hasattr(os, "posix_fadvise"):  # read back from the disk rather than from memory; not on macOS
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         digest = file.digest.hexdigest()
@@ -70,7 +72,7 @@ def write_decision(path: Path, decision: Decision) -> None:
 
 
 def _write(checkpoint: dict[str, Any], file: BinaryIO) -> None:
-    """Write a checkpoint to an open file, down to the disk.
+    """Write a checkpoint to an open file.
 
     Raises:
         OSError: when that does not work.
@@ -79,8 +81,6 @@ def _write(checkpoint: dict[str, Any], file: BinaryIO) -> None:
         torch.save(checkpoint, file)
     except RuntimeError as error:  # torch fails once more as it closes what it could not write
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-    file.flush()
-    os.fsync(file.fileno())
 
 
 class _Hashing(BufferedWriter):

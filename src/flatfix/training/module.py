@@ -89,24 +89,24 @@ class TrainingModule(L.LightningModule):
 
         The metrics of mixed pictures are those of the labels with the larger share.
         """
-        place = batch_idx % self.trainer.accumulate_grad_batches  # in the window whose gradients make one step
-        draws = generator(self._seed, self.global_step, self.global_rank, place)
         labels = targets = batch.labels
         if self.loss.uses_soft_targets:
             assert batch.targets is not None  # loss_of has seen to it
             targets = batch.targets
         if self.classifier.is_frozen:
-            logits = self.classifier.head(draw_views(batch.inputs, draws))
+            logits = self.classifier.head(draw_views(batch.inputs, self._draws(batch_idx)))
         elif self._mix:
-            mixing = self._mix(batch.inputs, draws)
+            mixing = self._mix(batch.inputs, self._draws(batch_idx))
             logits = self._trained(mixing.images).logits
             targets = mixed_targets(as_soft(targets, logits.shape[1]), mixing)
             labels = torch.where(mixing.shares < 0.5, labels[mixing.partners], labels)
         elif self._vary:
-            pictures = self._vary(batch.inputs, draws, batch.indices, self.current_epoch)
+            pictures = self._vary(batch.inputs, self._draws(batch_idx), batch.indices, self.current_epoch)
             logits = self._trained(pictures).logits
+        elif self._augment.changes_pictures:
+            logits = self._trained(self._augment(batch.inputs, self._draws(batch_idx))).logits
         else:
-            logits = self._trained(self._augment(batch.inputs, draws)).logits
+            logits = self._trained(batch.inputs).logits
         self.train_accumulator.update(logits, labels, batch.indices)
         loss: Tensor = self.loss(logits, targets)
         return loss
@@ -240,6 +240,11 @@ class TrainingModule(L.LightningModule):
         ]
         figures: dict[str, float] = accumulator.compute()
         return figures
+
+    def _draws(self, batch_idx: int) -> Generator:
+        """Return what the augmentation of a batch draws from."""
+        place = batch_idx % self.trainer.accumulate_grad_batches  # in the window whose gradients make one step
+        return generator(self._seed, self.global_step, self.global_rank, place)
 
     def _log_metrics(self, split: str) -> dict[str, float]:
         figures = self.epoch_metrics(split)

@@ -24,7 +24,7 @@ from flatfix.models.export import ExportError, Facts, export
 from flatfix.registry.packages import as_mlflow_model
 from flatfix.registry.register import PACKAGE
 from flatfix.tracking.connection import connect, in_one_line, told_as_user_error
-from flatfix.training.pictures import open_store_of, pictures_of
+from flatfix.training.dataset import open_store_of, pictures_of
 from flatfix.training.quiet import quieten
 
 # What a run logs, and its package can be made of.

@@ -25,7 +25,7 @@ from flatfix.tracking.connection import redact
 from flatfix.tracking.past import PastRun
 from flatfix.training import snapshots
 from flatfix.training.facts import GIT_COMMIT, config_digest, deciding, is_below
-from flatfix.training.snapshots import BEST
+from flatfix.training.snapshots import BEST, CHECKPOINTS
 
 Config = Mapping[str, Any]
 
@@ -38,7 +38,6 @@ NUM_RESUMES = "num_resumes"
 RESUMED_FROM = "resumed_from"
 
 AUTO = "auto"
-CHECKPOINTS = "checkpoints"
 # What a full state holds the values of, or is shaped by: another setting would be ignored, or would not fit.
 OF_A_STATE = (
     "model.freeze",
@@ -217,11 +216,11 @@ def unregistered(cfg: Config, experiment_id: str, dataset_digest: str | None = N
     tags = {CONFIG_DIGEST: config_digest(cfg), PENDING: "true"}
     for run in past.finished(cfg["tracking"]["uri"], experiment_id, tags):
         folder = Path(run.tags[FOLDER])
-        record = Record.read(folder) if os.access(folder, os.W_OK) else None
+        record = _kept(run, folder)
         if record is None or dataset_digest not in (None, record.dataset_digest):
             continue
         with ExitStack() as held:
-            if not {RESUMED_FROM, SWEEP} & run.tags.keys() and _lock(folder, held):  # else it is being registered
+            if _lock(folder, held):  # else it is being registered
                 say(
                     f"resume: run {run.run_id} has finished, and only its registration is left (for a new run: "
                     "resume.from=null)"
@@ -256,14 +255,13 @@ def _new(cfg: Config, held: ExitStack) -> Start:
 def _newest_unfinished(cfg: Config, experiment_id: str, dataset_digest: str | None, held: ExitStack) -> Start | None:
     """Return where the newest run goes on that has this config and has not finished, or None where there is none.
 
-    One that started from another run, or from a file, has more than its config, and a sweep keeps account of its
-    trials: they go on by their ids alone. One without a state begins again if this start is for its folder.
+    One without a state begins again if this start is for its folder.
     """
     uri = cfg["tracking"]["uri"]
     for run in past.unfinished(uri, experiment_id, CONFIG_DIGEST, config_digest(cfg)):
         folder = Path(run.tags[FOLDER])
-        record = Record.read(folder) if os.access(folder, os.W_OK) else None
-        if record is None or record.run_id != run.run_id or {RESUMED_FROM, SWEEP} & run.tags.keys():
+        record = _kept(run, folder)
+        if record is None:
             continue
         if dataset_digest not in (None, record.dataset_digest):
             say(f"resume: run {run.run_id} has this config too, began with another dataset version, and is left alone")
@@ -281,6 +279,18 @@ def _newest_unfinished(cfg: Config, experiment_id: str, dataset_digest: str | No
                 return _going_on(now, folder, record, state)
     say("resume: no unfinished run of this config has an intact state on this machine; a new run begins")
     return None
+
+
+def _kept(run: PastRun, folder: Path) -> Record | None:
+    """Return what this machine keeps of a run that its config alone may find, else None.
+
+    A run that started from another one, or from a file, has more than its config, and a sweep keeps account of its
+    trials: they go on by their ids alone.
+    """
+    if {RESUMED_FROM, SWEEP} & run.tags.keys() or not os.access(folder, os.W_OK):
+        return None
+    record = Record.read(folder)
+    return record if record and record.run_id == run.run_id else None
 
 
 def _continued(cfg: Config, held: ExitStack) -> Start:

@@ -27,6 +27,7 @@ from flatfix.training.module import TrainingModule
 from flatfix.training.ranks import is_true_of_any
 
 KEPT = 2
+CHECKPOINTS = "checkpoints"  # the folder, below that of a run
 BEST = "best.ckpt"  # beside the snapshots: the weights of the epoch that counts
 PAUSE = 20  # an epoch's end is saved when at least so many times as long has passed as it took to save
 KEY = "snapshot"  # what a checkpoint of Lightning's holds no place for

@@ -20,7 +20,8 @@ from flatfix.training.callbacks import BestEpoch, EarlyStopping, EpochProgress, 
 from flatfix.training.checkpoint_io import AtomicCheckpointIO
 from flatfix.training.devices import Place
 from flatfix.training.plan import Plan
-from flatfix.training.snapshots import Snapshots
+from flatfix.training.snapshots import BEST, CHECKPOINTS, Snapshots
+from flatfix.training.speed import Unprofiled
 
 Config = Mapping[str, Any]
 
@@ -62,14 +63,11 @@ class Callbacks:
 
 def make_callbacks(cfg: Config, plan: Plan, report: Callable[[int, float], bool] | None) -> Callbacks:
     """Make the callbacks of a run; `report` is told of every epoch where a sweep wants to be."""
-    folder, monitor, overfits = (
-        Path(cfg["paths"]["run"]) / "checkpoints",
-        cfg["monitor"],
-        cfg["trainer"]["overfit_below"],
-    )
+    folder = Path(cfg["paths"]["run"]) / CHECKPOINTS
+    monitor, overfits = cfg["monitor"], cfg["trainer"]["overfit_below"]
     checkpoint = ModelCheckpoint(
         dirpath=folder,
-        filename="best",
+        filename=Path(BEST).stem,
         monitor=f"val/{monitor}",
         mode=METRICS[monitor],
         save_on_train_epoch_end=False,
@@ -117,7 +115,7 @@ def make_trainer(
         logger=logger or False,
         callbacks=list(callbacks),
         plugins=[AtomicCheckpointIO()],
-        profiler=profiler,
+        profiler=profiler or Unprofiled(),
         enable_checkpointing=callbacks.overfit is None,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -147,6 +147,17 @@ def test_features_are_batched_like_pictures():
     assert [batch.inputs.shape for batch in loader] == [(4, 2), (2, 2)]
 
 
+@pytest.mark.parametrize("targets", [None, np.full((4, 2), 0.5, np.float32)])
+def test_a_batch_moves_to_the_device_whole_and_one_that_is_there_stays(targets):
+    data = ImageDataModule(*[examples_of(4, targets=targets)] * 3, batch_size=4, seed=0)
+    batch, elsewhere = next(iter(data.val_dataloader())), torch.device("meta")
+
+    assert data.transfer_batch_to_device(batch, torch.device("cpu"), 0) is batch
+    moved = data.transfer_batch_to_device(batch, elsewhere, 0)
+    assert [each is None or each.device == elsewhere for each in moved] == [True] * 4
+    assert (moved.targets is None) == (targets is None)
+
+
 def test_soft_labels_belong_to_their_pictures_and_without_them_there_are_none():
     targets = np.random.default_rng(0).random((20, 3), dtype=np.float32)
 

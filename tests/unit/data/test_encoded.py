@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -57,8 +58,11 @@ def in_batches(rows, size=7):
 
 
 def open_files(folder):
-    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
-    return sum(os.readlink(link).startswith(str(folder)) for link in links if os.path.islink(link))
+    count = 0
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # another thread has closed it meanwhile
+            count += os.readlink(f"/proc/self/fd/{number}").startswith(str(folder))
+    return count
 
 
 def test_rows_are_read_as_from_an_array(store, tmp_path):

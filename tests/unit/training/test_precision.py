@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from flatfix.errors import UserError
 from flatfix.training.precision import choose
@@ -11,6 +12,15 @@ def test_auto_takes_what_this_machine_is_fast_in_and_says_why() -> None:
     has_amx = torch.cpu._is_amx_tile_supported()
     expected = ("bf16-mixed", "this CPU has AMX") if has_amx else ("32-true", "no hardware bf16")
     assert choose("auto", "cpu") == expected
+
+
+def test_auto_trains_depthwise_convolutions_on_a_processor_in_fp32_unless_they_are_frozen() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8))
+    plain = choose("auto", "cpu")
+    assert choose("auto", "cpu", network[:1]) == plain
+    assert choose("auto", "cpu", network)[0] == "32-true"
+    assert choose("bf16-mixed", "cpu", network)[0] == "bf16-mixed"
+    assert choose("auto", "cpu", network.requires_grad_(False)) == plain
 
 
 def test_a_precision_that_is_asked_for_is_taken() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
-from flatfix.training.speed import fused
+from flatfix.training.speed import Unprofiled, fused
 from tests.helpers.fit import fit
 from tests.helpers.models import make_classifier, make_module
 
@@ -59,3 +59,10 @@ def test_a_machine_without_a_compiler_is_told_so(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", CHECK], env=env, capture_output=True, text=True, timeout=300)
     assert ended.returncode != 0
     assert "UserError: trainer.compile=true: torch.compile does not work here" in ended.stderr
+
+
+def test_a_trainer_that_profiles_nothing_makes_no_context_of_its_own() -> None:
+    profiler = Unprofiled()
+    assert profiler.profile("one") is profiler.profile("another")
+    with profiler.profile("one"), profiler.profile("one"):
+        pass

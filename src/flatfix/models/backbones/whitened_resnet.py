@@ -46,7 +46,8 @@ class Shift(nn.BatchNorm2d):
 class Whitening(nn.Module):
     """Describe each window of pixels by its principal components, scaled to one variance, and by their negatives.
 
-    The components are random until `initialise` has seen pictures; only the bias is trained.
+    The components are random until `initialise` has seen pictures. Nothing is trained here: no gradient has to come
+    back to the largest maps of the network.
     """
 
     components: Tensor
@@ -55,11 +56,11 @@ class Whitening(nn.Module):
         super().__init__()
         size = 3 * WINDOW**2
         self.register_buffer("components", torch.randn(size, 3, WINDOW, WINDOW) / size**0.5)
-        self.bias = nn.Parameter(torch.zeros(2 * size))
+        self.num_channels = 2 * size
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map `[N, 3, H, W]` to `[N, 24, H - 1, W - 1]`."""
-        return F.conv2d(pixels, torch.cat([self.components, -self.components]), self.bias)
+        return F.conv2d(pixels, torch.cat([self.components, -self.components]))
 
     @torch.no_grad()
     def initialise(self, pixels: Tensor) -> None:
@@ -89,8 +90,8 @@ class Stage(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map `[N, before, H, W]` to `[N, after, H // 2, W // 2]`."""
-        halved = F.gelu(self.norm1(F.max_pool2d(self.conv1(inputs), 2)))
-        return halved + F.gelu(self.norm2(self.conv2(halved)))
+        halved = F.silu(self.norm1(F.max_pool2d(self.conv1(inputs), 2)))
+        return halved + F.silu(self.norm2(self.conv2(halved)))
 
 
 class WhitenedResNet(nn.Module):
@@ -107,7 +108,7 @@ class WhitenedResNet(nn.Module):
     def __init__(self, widths: tuple[int, ...] = (64, 256, 256), scale: float = 1 / 9) -> None:
         super().__init__()
         self.whitening = Whitening()
-        channels = (len(self.whitening.bias), *widths)
+        channels = (self.whitening.num_channels, *widths)
         self.stages = nn.Sequential(*map(Stage, channels, widths))
         self.scale = scale
         self.num_features = widths[-1]
@@ -118,7 +119,7 @@ class WhitenedResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map `[N, 3, H, W]` to pooled features `[N, num_features]`."""
-        features: Tensor = self.stages(F.gelu(self.whitening(images))).amax(dim=(2, 3))
+        features: Tensor = self.stages(F.silu(self.whitening(images))).amax(dim=(2, 3))
         return self.scale * features
 
 
