@@ -59,6 +59,18 @@ def run_on_cpu() -> None:
     torch.load = lambda path, map_location: load(path, map_location="cpu")
 
 
+def in_bfloat16(net: nn.Module) -> nn.Module:
+    """Let a network compute in bfloat16, and answer in float32; what surrounds it stays as it is."""
+    forward = net.forward
+
+    def computed(inputs: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return forward(inputs).float()
+
+    net.forward = computed
+    return net
+
+
 def imported(path: Path) -> Any:
     """Import a script by its path."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -80,8 +92,11 @@ def main() -> None:
         script = imported(checkout / SCRIPT)
         script.hyp["opt"]["train_epochs"] = num_epochs
         run_on_cpu()
-        with torch.autocast("cpu", torch.bfloat16):
-            script.main(0)
+        make_net, evaluate = script.make_net, script.evaluate
+        # After every epoch, too, by a picture and its mirror image.
+        script.evaluate = lambda net, loader, tta_level: evaluate(net, loader, max(1, tta_level))
+        script.make_net = lambda: in_bfloat16(make_net())
+        script.main(0)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
-"""The network that every training loop gets: logits of normalised pictures, with its first layer from the pictures."""
+"""The network that every training loop gets: logits of normalised pictures, with its first layer from the pictures.
+
+It answers by a picture and its mirror image, as `model.tta=flip` lets ours do.
+"""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +33,25 @@ def normalised(files: list[Path]) -> Tensor:
     return ((torch.from_numpy(pixels) / 255 - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
 
 
-def network(train: str) -> nn.Sequential:
+class Mirroring(nn.Sequential):
+    """Average the probabilities of a picture and of its mirror image, once trained."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map `[N, 3, H, W]` to logits."""
+        logits: Tensor = super().forward(pixels)
+        if self.training:
+            return logits
+        mirrored: Tensor = super().forward(pixels.flip(3))
+        return torch.logaddexp(logits.float().log_softmax(1), mirrored.float().log_softmax(1)) - math.log(2)
+
+
+def network(train: str) -> Mirroring:
     """Build the network for the pictures of a folder of class folders."""
     files = picture_files(Path(train))
     backbone: Any = create_backbone("whitened_resnet", {})
     backbone.initialise(normalised(files[:: max(1, len(files) // NUM_SEEN)]))
     head = nn.Linear(num_features(backbone), len({file.parent for file in files}))
-    return nn.Sequential(backbone, head).to(memory_format=torch.channels_last)
+    return Mirroring(backbone, head).to(memory_format=torch.channels_last)
 
 
 @register_model
