@@ -59,6 +59,7 @@ def bar(unit: str = "pictures") -> Progress:
         *counts,
         TimeRemainingColumn(),
         console=console,
+        refresh_per_second=2,  # drawing takes the interpreter from what the bar is about
         transient=True,
         disable=not console.is_terminal,
     )

@@ -21,6 +21,7 @@ from flatfix.training.accumulator import Accumulator
 from flatfix.training.augment import Augment, Mixer, Mixing, Recurring
 from flatfix.training.augment.base import to_device
 from flatfix.training.losses import Loss, as_soft
+from flatfix.training.speed import skip_idle_hooks
 
 
 class TrainingModule(L.LightningModule):
@@ -71,7 +72,8 @@ class TrainingModule(L.LightningModule):
         self.train_accumulator = Accumulator(positive)
         self.val_accumulator = Accumulator(positive)
         self.test_accumulator = Accumulator(positive)
-        self._epoch_began = self._last_batch_ended = self._learning_rate = 0.0
+        skip_idle_hooks(self)
+        self._epoch_began = self._training_ended = self._learning_rate = 0.0
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute.
@@ -130,14 +132,6 @@ class TrainingModule(L.LightningModule):
         self.train_accumulator.reset()
         self._epoch_began = time.perf_counter()
 
-    def on_train_batch_start(self, *args: Any) -> None:
-        """Note the learning rate of the step, before the schedule moves on."""
-        self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Note the time, so that validation does not count as training."""
-        self._last_batch_ended = time.perf_counter()
-
     def on_train_epoch_end(self) -> None:
         """Log the metrics of the epoch, the learning rate and the speed.
 
@@ -145,7 +139,7 @@ class TrainingModule(L.LightningModule):
             UserError: when the loss is no longer finite.
         """
         figures = self._log_metrics("train")
-        seconds = self._last_batch_ended - self._epoch_began
+        seconds = self._training_ended - self._epoch_began
         num_images = sum(len(labels) for labels in self.train_accumulator.labels)
         self.log("images_per_second", num_images * self.trainer.world_size / seconds)
         self.log("learning_rate", self._learning_rate)
@@ -156,7 +150,11 @@ class TrainingModule(L.LightningModule):
             )
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the epoch before; the buffers of rank 0, which a checkpoint holds, are what all ranks judge."""
+        """Note the time, so that validation does not count as training, and forget the epoch before.
+
+        The buffers of rank 0, which a checkpoint holds, are what all ranks judge.
+        """
+        self._training_ended = time.perf_counter()
         self.val_accumulator.reset()
         for buffer in self.buffers() if self.trainer.world_size > 1 else ():
             torch.distributed.broadcast(buffer, src=0)
@@ -173,7 +171,8 @@ class TrainingModule(L.LightningModule):
             scheduler.step(figures[self._monitor])
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Move a schedule of the step; Lightning calls this after each step."""
+        """Note the learning rate of the step that has ended, and move a schedule of the step."""
+        self._learning_rate = scheduler.optimizer.param_groups[0]["lr"]
         if not isinstance(scheduler, ReduceLROnPlateau):
             scheduler.step()
 
@@ -211,7 +210,7 @@ class TrainingModule(L.LightningModule):
 
     def epoch_state(self) -> dict[str, Any]:
         """Return what the training of an epoch has come to so far, in plain values and tensors."""
-        ended = self._last_batch_ended if self.trainer.validating else time.perf_counter()
+        ended = self._training_ended if self.trainer.validating else time.perf_counter()
         return {
             "seen": self.train_accumulator.content(),
             "seconds": ended - self._epoch_began,
@@ -222,8 +221,8 @@ class TrainingModule(L.LightningModule):
         """Go on in the middle of an epoch."""
         self.train_accumulator.reset()
         self.train_accumulator.update(**{name: part.to(self.device) for name, part in state["seen"].items()})
-        self._last_batch_ended = time.perf_counter()
-        self._epoch_began = self._last_batch_ended - state["seconds"]
+        self._training_ended = time.perf_counter()
+        self._epoch_began = self._training_ended - state["seconds"]
         self._learning_rate = state["learning_rate"]
 
     def _logits(self, inputs: Tensor) -> Tensor:

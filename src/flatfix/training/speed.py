@@ -1,4 +1,4 @@
-"""What makes a step cheaper and leaves what it learns as it is: fused optimizers, a compiled model, no profile."""
+"""What makes a step cheaper and leaves what it learns as it is: fused optimizers, a compiled model, fewer calls."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
+import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -14,6 +16,14 @@ from flatfix.errors import UserError
 
 FUSED = (SGD, Adam, AdamW)
 CHOSEN_BY_USER = frozenset({"fused", "foreach", "differentiable"})
+HOOKS_OF_A_STEP = (
+    "on_train_batch_start",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+)
 
 
 def fused(make: Callable[..., Optimizer], *, clips: bool) -> Callable[..., Optimizer]:
@@ -53,3 +63,14 @@ class Unprofiled(PassThroughProfiler):
     def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
         """Return a context that does nothing."""
         return self._NOTHING
+
+
+def skip_idle_hooks(hooked: Callback | L.LightningModule) -> None:
+    """Make None of the hooks of a step that do nothing: Lightning passes over what cannot be called.
+
+    For six callbacks and the module it calls 40 of them in every step, and names each call anew for a profile.
+    """
+    base = L.LightningModule if isinstance(hooked, L.LightningModule) else Callback
+    for name in HOOKS_OF_A_STEP:
+        if getattr(type(hooked), name) is getattr(base, name):
+            setattr(hooked, name, None)

@@ -21,7 +21,7 @@ from flatfix.training.checkpoint_io import AtomicCheckpointIO
 from flatfix.training.devices import Place
 from flatfix.training.plan import Plan
 from flatfix.training.snapshots import BEST, CHECKPOINTS, Snapshots
-from flatfix.training.speed import Unprofiled
+from flatfix.training.speed import Unprofiled, skip_idle_hooks
 
 Config = Mapping[str, Any]
 
@@ -105,7 +105,7 @@ def make_trainer(
     if not torch.cuda.is_available():
         # Set by Lightning, it has torch look for NVIDIA's library in every step of an optimizer.
         os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
-    return L.Trainer(
+    made = L.Trainer(
         max_epochs=trainer["max_epochs"],
         accelerator=trainer["accelerator"],
         **place.lightning(),
@@ -123,3 +123,6 @@ def make_trainer(
         use_distributed_sampler=False,
         default_root_dir=cfg["paths"]["run"],
     )
+    for callback in made.callbacks:  # type: ignore[attr-defined]
+        skip_idle_hooks(callback)
+    return made

@@ -9,9 +9,10 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
-from flatfix.training.speed import Unprofiled, fused
+from flatfix.training.speed import HOOKS_OF_A_STEP, Unprofiled, fused, skip_idle_hooks
 from tests.helpers.fit import fit
 from tests.helpers.models import make_classifier, make_module
 
@@ -66,3 +67,21 @@ def test_a_trainer_that_profiles_nothing_makes_no_context_of_its_own() -> None:
     assert profiler.profile("one") is profiler.profile("another")
     with profiler.profile("one"), profiler.profile("one"):
         pass
+
+
+class _Counting(Callback):
+    num_batches = 0
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.num_batches += 1
+
+
+def test_hooks_that_do_nothing_are_passed_over_and_the_others_are_called() -> None:
+    module, counting, idle = make_module(), _Counting(), Callback()
+    for each in (counting, idle):
+        skip_idle_hooks(each)
+    assert counting.on_train_batch_start is None
+    assert all(getattr(idle, name) is None for name in HOOKS_OF_A_STEP)
+    assert all(getattr(module, name) is None for name in HOOKS_OF_A_STEP)
+    fit(module, counting, idle)
+    assert counting.num_batches == 5
