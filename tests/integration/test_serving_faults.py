@@ -309,7 +309,7 @@ def test_an_empty_alias_is_made_up_for_at_the_start_by_staging_and_then_by_the_n
     shelf.clear("production")
     newest = shelf.add(company.packages[1])
     shelf.point("staging", company.first)
-    with company.serve(tmp_path / "staging") as server:
+    with company.serve(tmp_path / "staging", "poll_s=60") as server:  # a second look would tell what goes on
         wait_for(server, status="ok", model_version="1", found_by="staging")
         assert server.health()["reasons"] == ["alias=production: it points at no version; staging is served"]
     shelf.clear("staging")
