@@ -11,11 +11,8 @@ from functools import cache
 LARGE_BYTES = 4 * 1024**2  # of what is asked of the allocator at once
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of mallopt(3)
 _MAX_BLOCK = 32 * 1024**2  # larger ones always go back by themselves
-_LEARNT = {
-    _MMAP_MAX: 65_536,
-    _MMAP_THRESHOLD: _MAX_BLOCK,
-    _TRIM_THRESHOLD: 2 * _MAX_BLOCK,
-}  # by itself
+# What the allocator comes to by itself, once it has freed a block of that size.
+_LEARNT = {_MMAP_MAX: 65_536, _MMAP_THRESHOLD: _MAX_BLOCK, _TRIM_THRESHOLD: 2 * _MAX_BLOCK}
 
 
 def keep_little() -> None:

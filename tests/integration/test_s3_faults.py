@@ -148,6 +148,7 @@ def test_a_body_that_breaks_off_is_fetched_again_and_a_part_of_an_upload_sent_ag
     proxy.on("^PUT .*partNumber=1", CutRequest(MB), times=2)
     put_big(store, big)
     proxy.wait_for_faults(2)
+    assert len(proxy.faults) == 2
 
     proxy.on("^GET ", Cut(3 * MB), times=2)
     assert store.fetch("big", SHA256).read_bytes() == CONTENT

@@ -139,9 +139,7 @@ RECIPE: Schema = {
 TRAINER: Schema = {
     "trainer.max_epochs": Option(int, "epochs at most", low=1),
     "trainer.precision": Option(
-        str,
-        "auto: bf16-mixed where that is fast, else 32",
-        choices=("auto", "32", "bf16-mixed", "16-mixed"),
+        str, "auto: bf16-mixed where that is fast, else 32", choices=("auto", "32", "bf16-mixed", "16-mixed")
     ),
     "trainer.accelerator": Option(str, "where to train", choices=("auto", "cpu", "gpu")),
     "trainer.devices": Option(

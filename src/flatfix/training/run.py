@@ -107,9 +107,7 @@ def _train(
             version = open_dataset(cfg, plan, store)
             start.check_dataset(version.manifest)
             positive = positive_index(cfg, version.manifest.classes)
-            plan.loss(
-                tuple(version.manifest.splits["train"].values())
-            )  # class weights are refused before the run begins
+            plan.loss(tuple(version.manifest.splits["train"].values()))  # refuses class weights before the run begins
             cfg = batch_size.settle(cfg, plan, version, place)
             run = _resume(cfg, start) if start.run_id else _start(cfg, start, version, experiment_id)
             if began:
