@@ -1,9 +1,10 @@
 """airbench94, network and recipe as in its checkout, on these pictures and on a CPU. Knows nothing of Flatfix.
 
-    python -m benchmarks.peers.accuracy_airbench <checkout of cifar10-airbench> <folder> <epochs>
+    python -m benchmarks.peers.accuracy_airbench <checkout of cifar10-airbench> <folder> <epochs> [<width> ...]
 
 The folder has `train/` and `val/` with class folders. The script asks for a GPU and for float16, in which few CPUs
-multiply matrices: here the network stays in float32 and computes under autocast to bfloat16, as ours does.
+multiply matrices: here the network stays in float32 and computes under autocast to bfloat16 where the CPU is fast in
+that, as ours does. The widths are those of its three blocks; without them, its own.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ def imported(path: Path) -> Any:
 def main() -> None:
     """Train once."""
     checkout, root, num_epochs = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve(), float(sys.argv[3])
+    widths = dict(zip(("block1", "block2", "block3"), map(int, sys.argv[4:]), strict=False))
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         Path("cifar10").mkdir()
@@ -91,11 +93,13 @@ def main() -> None:
         print("prepared", flush=True)
         script = imported(checkout / SCRIPT)
         script.hyp["opt"]["train_epochs"] = num_epochs
+        script.hyp["net"]["widths"].update(widths)
         run_on_cpu()
         make_net, evaluate = script.make_net, script.evaluate
         # After every epoch, too, by a picture and its mirror image.
         script.evaluate = lambda net, loader, tta_level: evaluate(net, loader, max(1, tta_level))
-        script.make_net = lambda: in_bfloat16(make_net())
+        if torch.cpu._is_amx_tile_supported():
+            script.make_net = lambda: in_bfloat16(make_net())
         script.main(0)
 
 

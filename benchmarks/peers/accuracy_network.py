@@ -5,7 +5,7 @@ It answers by a picture and its mirror image, as `model.tta=flip` lets ours do.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,27 +34,24 @@ def normalised(files: list[Path]) -> Tensor:
 
 
 class Mirroring(nn.Sequential):
-    """Average the probabilities of a picture and of its mirror image, once trained."""
+    """Answer by the mean of the logits of a picture and of its mirror image, once trained."""
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map `[N, 3, H, W]` to logits."""
         logits: Tensor = super().forward(pixels)
-        if self.training:
-            return logits
-        mirrored: Tensor = super().forward(pixels.flip(3))
-        return torch.logaddexp(logits.float().log_softmax(1), mirrored.float().log_softmax(1)) - math.log(2)
+        return logits if self.training else (logits + super().forward(pixels.flip(3))) / 2
 
 
-def network(train: str) -> Mirroring:
-    """Build the network for the pictures of a folder of class folders."""
+def network(train: str, widths: Sequence[int]) -> Mirroring:
+    """Build the network of `widths` for the pictures of a folder of class folders."""
     files = picture_files(Path(train))
-    backbone: Any = create_backbone("whitened_resnet", {})
+    backbone: Any = create_backbone("whitened_resnet", {"widths": tuple(widths)})
     backbone.initialise(normalised(files[:: max(1, len(files) // NUM_SEEN)]))
     head = nn.Linear(num_features(backbone), len({file.parent for file in files}))
     return Mirroring(backbone, head).to(memory_format=torch.channels_last)
 
 
 @register_model
-def whitened_classifier(pretrained: bool = False, *, train: str, **_: Any) -> nn.Module:
+def whitened_classifier(pretrained: bool = False, *, train: str, widths: Sequence[int], **_: Any) -> nn.Module:
     """Build the network by the name that timm's `train.py` asks for."""
-    return network(train)
+    return network(train, widths)
